@@ -1,0 +1,90 @@
+#!/bin/sh
+# Writes .env once, from .env.example: secrets generated, this machine's facts found, and what the
+# environment says taken over. Then lays the secrets out as Compose wants them, a file each.
+set -eu
+cd "$(dirname "$0")/.."
+. setup/lib.sh
+
+main() {
+  umask 077
+  [ -e .env ] || write_env
+  write_secret api_auth_string PREFECT_API_AUTH_STRING
+  write_secret postgres_password POSTGRES_PASSWORD
+  write_secret encryption_key PREFECT_SERVER_ENCRYPTION_KEY
+}
+
+write_env() {
+  new=$(mktemp .env.XXXXXX)
+  trap 'rm -f "$new"' EXIT
+  trap 'exit 130' INT TERM
+  while IFS= read -r line; do
+    case $line in
+      [A-Z]*=*)
+        key=${line%%=*}
+        printf '%s=%s\n' "$key" "$(printenv "$key" || initial "$key" "${line#*=}")"
+        ;;
+      *) printf '%s\n' "$line" ;;
+    esac
+  done <.env.example >"$new"
+  mv "$new" .env
+  ok ".env written, with a login and passwords of its own"
+}
+
+# initial KEY DEFAULT: the value of KEY in a new .env.
+initial() {
+  case $1 in
+    PREFECT_API_AUTH_STRING) printf 'admin:%s' "$(random 24)" ;;
+    POSTGRES_PASSWORD) random 32 ;;
+    # A Fernet key: 32 bytes in URL-safe base64. 43 random characters and "=" decode to just that,
+    # as long as the last one has its two lowest bits clear, which "A" has.
+    PREFECT_SERVER_ENCRYPTION_KEY) printf '%sA=' "$(random 42)" ;;
+    DOCKER_SOCKET) docker_socket ;;
+    DOCKER_GID) docker_gid ;;
+    CA_BUNDLE) ca_bundle ;;
+    *) printf '%s' "$2" ;;
+  esac
+}
+
+random() {
+  LC_ALL=C tr -dc 'A-Za-z0-9' </dev/urandom | head -c "$1"
+}
+
+# Where the engine's own machine has its socket. Docker Desktop's engine lives in a virtual machine,
+# where it is in the usual place, whatever the client's side says.
+docker_socket() {
+  host=${DOCKER_HOST:-$(docker context inspect --format '{{.Endpoints.docker.Host}}')}
+  case $(uname -s)-$host in
+    Linux-unix://*/.docker/desktop/*) echo /var/run/docker.sock ;;
+    Linux-unix://*) echo "${host#unix://}" ;;
+    *) echo /var/run/docker.sock ;;
+  esac
+}
+
+# The socket's group as a container sees it: right for rootless engines and virtual machines, too.
+docker_gid() {
+  docker run --rm --volume "$(docker_socket):/docker.sock" debian:trixie-slim stat -c %g /docker.sock
+}
+
+ca_bundle() {
+  for bundle in "${SSL_CERT_FILE:-}" /etc/ssl/certs/ca-certificates.crt \
+    /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem /dev/null; do
+    if [ -r "$bundle" ]; then
+      printf '%s' "$bundle"
+      return
+    fi
+  done
+}
+
+# write_secret FILE KEY. Compose mounts the file as it is and a container's user has to be able to
+# read it, so the file is readable and the folder around it closed to everybody else. A container
+# reads its secrets when it starts: those that use a changed one are made anew by the next `up`.
+write_secret() {
+  mkdir -p .secrets
+  value=$(env_value "$2")
+  [ "$(cat ".secrets/$1" 2>/dev/null)" != "$value" ] || return 0
+  [ ! -e ".secrets/$1" ] || docker compose rm --stop --force server deploy migrate worker
+  printf '%s' "$value" >".secrets/$1"
+  chmod 644 ".secrets/$1"
+}
+
+main

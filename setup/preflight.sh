@@ -1,0 +1,164 @@
+#!/bin/sh
+# Looks whether this machine can carry the stack, touches nothing, and reports everything that
+# stands in the way at once.
+set -eu
+cd "$(dirname "$0")/.."
+. setup/lib.sh
+
+MEMORY_MIB=2048
+DISK_MIB=4096
+COMPOSE=2.24
+ENGINE=25
+
+failures=0
+
+main() {
+  step "Looking at this machine (nothing is touched yet)"
+  check_env
+  if engine_answers; then
+    check_version "Docker engine" "$ENGINE" "$(docker version --format '{{.Server.Version}}')"
+    check_version "Docker Compose" "$COMPOSE" "$(docker compose version --short 2>/dev/null || echo none)"
+    check_memory "$(($(docker info --format '{{.MemTotal}}') / 1048576))"
+    check_disk "$(docker info --format '{{.DockerRootDir}}')"
+    check_socket
+  else
+    check_engine_can_come
+    check_memory "$(awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo 2>/dev/null || echo 0)"
+    check_disk /var/lib
+  fi
+  check_port server 4200 PREFECT_PORT 4200
+  check_port upstream 8000 UPSTREAM_PORT 4280
+  if [ "$failures" -gt 0 ]; then
+    printf '\n%s of the above to mend, then: make up\n' "$failures" >&2
+    exit 1
+  fi
+}
+
+failed() {
+  problem "$@"
+  failures=$((failures + 1))
+}
+
+# at_least WANTED FOUND: compares the first two numbers of two versions.
+at_least() {
+  awk -v wanted="$1" -v found="$2" 'BEGIN {
+    split(wanted, w, "."); sub(/^v/, "", found); split(found, f, ".")
+    exit !(f[1] + 0 > w[1] + 0 || (f[1] + 0 == w[1] + 0 && f[2] + 0 >= w[2] + 0))
+  }'
+}
+
+check_version() {
+  if at_least "$2" "$3"; then ok "$1 $3"; else
+    failed "$1" "$2 or newer" "$3" "update Docker (Debian, Ubuntu: from the distribution's or Docker's packages)"
+  fi
+}
+
+check_engine_can_come() {
+  if [ -n "${DOCKER_HOST:-}" ]; then
+    failed "Docker engine" "an answer from DOCKER_HOST=$DOCKER_HOST" "none" "start it, or: unset DOCKER_HOST"
+  elif docker info 2>&1 | grep -qi 'permission denied'; then
+    failed "Docker engine" "permission to use it" "$(id -un) may not" \
+      "sudo usermod -aG docker $(id -un), and log in again"
+  elif ! engine_installable; then
+    failed "Docker engine" "one that answers" "none" "install and start Docker on $(os_release PRETTY_NAME)"
+  elif ! is_root; then
+    failed "Docker engine" "one that answers" "none, and only root can install it" \
+      "sudo make engine && sudo usermod -aG docker $(id -un), and log in again"
+  else
+    ok "no Docker engine yet: it will be installed and started"
+  fi
+}
+
+check_memory() {
+  if [ "$1" -ge "$MEMORY_MIB" ]; then ok "memory $1 MiB"; else
+    failed "memory" "$MEMORY_MIB MiB or more" "$1 MiB" "give the machine (or Docker's virtual machine) more"
+  fi
+}
+
+# check_disk FOLDER: the folder of the engine's own machine; where that is a virtual machine, its
+# disk can't be seen from here and the project's own stands for it.
+check_disk() {
+  folder=$1
+  [ -d "$folder" ] || folder=.
+  free=$(df -Pk "$folder" | awk 'NR == 2 {print int($4 / 1024)}')
+  if [ "$free" -ge "$DISK_MIB" ]; then ok "disk $free MiB free in $folder"; else
+    failed "disk" "$DISK_MIB MiB free in $folder" "$free MiB" "make room, for instance: docker system prune"
+  fi
+}
+
+# A socket of another group than .env says is one that the worker can't open.
+check_socket() {
+  socket=$(env_value DOCKER_SOCKET)
+  gid=$(env_value DOCKER_GID)
+  [ "$(uname -s)" = Linux ] && [ "$socket" = /var/run/docker.sock ] && [ -S "$socket" ] || return 0
+  found=$(stat -c %g "$socket")
+  if [ "$gid" != "$found" ]; then
+    failed "DOCKER_GID in .env" "$found, the group of $socket" "${gid:-nothing}" "set DOCKER_GID=$found in .env"
+  fi
+}
+
+# check_port SERVICE INSIDE KEY DEFAULT: free, or held by this very stack.
+check_port() {
+  port=$(setting "$3" "$4")
+  case $port in
+    *[!0-9]* | '')
+      failed "$3" "a port number" "$port" "set $3 in .env"
+      return
+      ;;
+  esac
+  if ! listening "$port"; then
+    ok "port $port is free"
+  elif [ "$(docker compose port "$1" "$2" 2>/dev/null)" = "127.0.0.1:$port" ]; then
+    ok "port $port is this stack's"
+  else
+    failed "port $port" "free" "somebody listens there" \
+      "stop that program, or set another $3 in $([ -e .env ] && echo .env || echo "the environment: $3=$((port + 100)) make up")"
+  fi
+}
+
+# listening PORT: with what the machine has; where it has nothing, Docker will tell.
+listening() {
+  if command -v bash >/dev/null; then
+    bash -c ": </dev/tcp/127.0.0.1/$1" 2>/dev/null
+  elif command -v nc >/dev/null; then
+    nc -z 127.0.0.1 "$1" >/dev/null 2>&1
+  else
+    return 1
+  fi
+}
+
+check_env() {
+  if [ ! -e .env ]; then
+    ok ".env will be written"
+    return
+  fi
+  before=$failures
+  check_value COMPOSE_PROJECT_NAME '^[a-z0-9][a-z0-9_-]*$' "lower-case letters, digits, - and _"
+  check_value SCHEDULE_TIMEZONE '^[A-Za-z0-9_+/-]+$' "an IANA time zone such as Europe/Berlin"
+  check_value ACTIVITY_API_URL '^https?://[^[:space:]]+$' "a URL that begins with http:// or https://"
+  check_value PREFECT_API_AUTH_STRING '^[A-Za-z0-9.:_=+/@-]+:[A-Za-z0-9.:_=+/@-]+$' \
+    "user:password of letters, digits and . : _ = + / @ -"
+  check_value POSTGRES_PASSWORD '^[A-Za-z0-9.:_=+/@-]+$' "letters, digits and . : _ = + / @ -"
+  check_value PREFECT_SERVER_ENCRYPTION_KEY '^[A-Za-z0-9_-]{43}=$' "44 characters, the last one ="
+  check_timezone
+  [ "$failures" -gt "$before" ] || ok ".env"
+}
+
+# check_value KEY PATTERN EXPECTED
+check_value() {
+  value=$(env_value "$1")
+  if ! printf '%s\n' "$value" | grep -Eq "$2"; then
+    case $1 in *PASSWORD | *STRING | *KEY) value=${value:+something else} ;; esac
+    failed "$1 in .env" "$3" "${value:-nothing}" \
+      "set it in .env$([ -n "$value" ] || echo ' (never started: rm .env, and make up writes a new one)')"
+  fi
+}
+
+check_timezone() {
+  zone=$(env_value SCHEDULE_TIMEZONE)
+  if [ -d /usr/share/zoneinfo ] && [ -n "$zone" ] && [ ! -f "/usr/share/zoneinfo/$zone" ]; then
+    failed "SCHEDULE_TIMEZONE in .env" "an IANA time zone such as Europe/Berlin" "$zone" "set it in .env"
+  fi
+}
+
+main

@@ -1,0 +1,35 @@
+#!/bin/sh
+# From whatever this machine is to a stack that runs, its flows deployed, one run done. Every step
+# looks first and does only what is missing, so it can be interrupted and started again at any time.
+set -eu
+cd "$(dirname "$0")/.."
+. setup/lib.sh
+
+main() {
+  setup/preflight.sh
+  # ── Nothing was touched above this line ──
+  setup/engine.sh
+  setup/images.sh
+  start
+  docker compose exec -T server entrypoint.sh python -m ops.first_run
+}
+
+start() {
+  step "Starting the stack"
+  docker compose up --detach --wait --quiet-pull --remove-orphans || {
+    explain
+    exit 1
+  }
+}
+
+# Compose says which container failed; the reason is in its log.
+explain() {
+  for service in $(docker compose ps --all --format '{{.Service}} {{.State}} {{.ExitCode}} {{.Health}}' |
+    awk '($2 == "exited" && $3 != 0) || $2 == "restarting" || $4 == "unhealthy" {print $1}'); do
+    printf '\n==> The last lines of %s\n' "$service" >&2
+    docker compose logs --no-log-prefix --tail 40 "$service" >&2
+  done
+  printf '\nThe stack is not complete. Mend the cause above, then: make up\n' >&2
+}
+
+main
