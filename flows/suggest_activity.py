@@ -1,0 +1,119 @@
+"""Suggests something to do: asks an HTTP API for an activity and keeps the answer as an artifact."""
+
+import os
+from typing import Any
+
+import requests
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.futures import wait
+from prefect.tasks import Task, exponential_backoff
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+# The stack's own upstream as this machine sees it; in containers ACTIVITY_API_URL says where it is.
+DEFAULT_URL = "http://127.0.0.1:4280/api/activity"
+TIMEOUT_SECONDS = (5, 10)  # to connect, to wait for the next bytes
+ARTIFACT_KEY = "activity"
+
+
+class Activity(BaseModel):
+    """An answer of the API. Its successors differ in all the rest, so only the core is required."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    activity: str = Field(min_length=1)
+    type: str = "unknown"
+    participants: int = Field(default=1, ge=1)
+    price: float | None = None
+    link: str | None = None
+
+
+def worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Anything may heal but a request that the API refuses: 4xx other than 408 and 429."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        status = error.response.status_code
+        return status >= 500 or status in (408, 429)
+    return True
+
+
+@task(
+    retries=3,
+    retry_delay_seconds=exponential_backoff(2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=worth_a_retry,
+    timeout_seconds=60,
+)
+def get_random_activity(url: str) -> Activity:
+    """Asks the API once.
+
+    Args:
+        url: Where to ask; answers with a JSON object that has ``activity``.
+
+    Raises:
+        requests.RequestException: The API can't be reached, is slow, or answers with an error.
+        ValueError: It answered 200 with something else; names the URL and what was missing.
+    """
+    response = requests.get(url, timeout=TIMEOUT_SECONDS)
+    response.raise_for_status()
+    try:
+        return Activity.model_validate_json(response.content)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise ValueError(
+            f"{url} answered {response.status_code} with no activity in it ({problems}). "
+            f"The answer begins: {response.text[:200]!r}"
+        ) from None
+
+
+@task
+def print_activity(activity: Activity) -> None:
+    """Says it in the run's log."""
+    get_run_logger().info("How about this: %s", activity.activity)
+
+
+@task(retries=3, retry_delay_seconds=1)
+def save_activity_artifact(activity: Activity) -> None:
+    """Keeps it as the markdown artifact ``activity``."""
+    create_markdown_artifact(as_markdown(activity), key=ARTIFACT_KEY, description="What to do today")
+
+
+def as_markdown(activity: Activity) -> str:
+    """The artifact's text."""
+    lines = [
+        f"# {activity.activity}",
+        "",
+        f"- **Type:** {activity.type}",
+        f"- **Participants:** {activity.participants}",
+    ]
+    if activity.price is not None:
+        lines.append(f"- **Price:** {'free' if activity.price == 0 else activity.price}")
+    if activity.link:
+        lines.append(f"- **More:** <{activity.link}>")
+    return "\n".join(lines) + "\n"
+
+
+@flow
+def suggest_activity(url: str | None = None) -> str:
+    """Asks for an activity, says it and keeps it.
+
+    Args:
+        url: Where to ask; by default ACTIVITY_API_URL, or the stack's own upstream.
+
+    Returns:
+        The activity's text.
+    """
+    activity = get_random_activity(url or os.environ.get("ACTIVITY_API_URL") or DEFAULT_URL)
+    done = [print_activity.submit(activity), save_activity_artifact.submit(activity)]
+    wait(done)
+    for future in done:
+        future.result()
+    return activity.activity
+
+
+if __name__ == "__main__":
+    suggest_activity()

@@ -1,0 +1,222 @@
+"""Brings the server to what the project's files say: the work pool, then every deployment.
+
+The work pool comes from ``base-job-template.json``, the deployments from ``prefect.yaml``. Run again,
+it changes nothing that is right already. A bad deployment is reported and doesn't stop the others;
+the exit code is then 1.
+"""
+
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import yaml
+from prefect.cli import app
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import load_flow_from_entrypoint
+from prefect.variables import Variable
+from pydantic import ValidationError
+
+POOL = "docker-pool"
+TEMPLATE = Path(__file__).with_name("base-job-template.json")
+DEPLOYMENTS = Path("prefect.yaml")
+
+
+class Problem(Exception):
+    """Something to mend in the project's files: what was expected, what was found, what to do."""
+
+    def __init__(self, expected: str, found: str, fix: str) -> None:
+        """Takes the three lines of the message."""
+        super().__init__(f"expected: {expected}\nfound:    {found}\nfix:      {fix}")
+
+
+def main() -> int:
+    """Deploys everything; returns the exit code."""
+    try:
+        with get_client(sync_client=True) as client:
+            say(f"work pool {POOL}: {apply_work_pool(client)}")
+        Variable.set("schedule_timezone", schedule_timezone(), overwrite=True)
+        project = read_project()
+    except Problem as problem:
+        report("nothing was deployed", problem)
+        return 1
+    failed = [name for name, ok in deploy_all(project) if not ok]
+    if failed:
+        print(f"\n{len(failed)} not deployed: {', '.join(failed)}. Mend the above, then: make deploy")
+    return 1 if failed else 0
+
+
+def say(text: str) -> None:
+    """One line of what was done."""
+    print(f"  ok    {text}", flush=True)
+
+
+def report(what: str, problem: BaseException | str) -> None:
+    """A problem, indented under its title."""
+    print(f"  FAIL  {what}", file=sys.stderr)
+    for line in str(problem).splitlines():
+        print(f"        {line}", file=sys.stderr, flush=True)
+
+
+def apply_work_pool(client: SyncPrefectClient) -> str:
+    """Creates the pool, or gives it the template where that has changed; says which.
+
+    A pool's other settings (paused, concurrency limit) are the user's and stay as they are.
+    """
+    template = read_template(TEMPLATE.read_text(), os.environ)
+    try:
+        found = client.read_work_pool(POOL).base_job_template
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="docker", base_job_template=template))
+        return "created"
+    if found == template:
+        return "unchanged"
+    client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template))
+    return "updated"
+
+
+def read_template(text: str, environment: "os._Environ[str] | dict[str, str]") -> dict[str, Any]:
+    """The base job template with ``${NAME}`` replaced by what Compose says of this stack.
+
+    Raises:
+        Problem: It isn't JSON, or names something that the environment hasn't got.
+    """
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: fill(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [fill(item) for item in value]
+        if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
+            return environment[value[2:-1]]
+        return value
+
+    try:
+        template: dict[str, Any] = fill(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise Problem(f"JSON in {TEMPLATE.name}", str(error), "mend it, then: make deploy") from error
+    except KeyError as error:
+        raise Problem(
+            f"the variables that {TEMPLATE.name} names", f"no {error}",
+            "add it to `deploy` in docker-compose.yml, then: make deploy",
+        ) from error
+    return template
+
+
+def schedule_timezone() -> str:
+    """SCHEDULE_TIMEZONE, which prefect.yaml reads as a Prefect variable, so from anywhere."""
+    return check_zone(os.environ["SCHEDULE_TIMEZONE"], "SCHEDULE_TIMEZONE in .env")
+
+
+def check_zone(name: str, where: str) -> str:
+    """Returns the zone's name; raises Problem for one that nobody knows."""
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise Problem(
+            f"an IANA time zone such as Europe/Berlin as {where}", repr(name), "change it, then: make deploy"
+        ) from error
+    return name
+
+
+def read_project() -> dict[str, Any]:
+    """prefect.yaml as a dictionary with a list ``deployments``."""
+    try:
+        project = yaml.safe_load(DEPLOYMENTS.read_text())
+    except yaml.YAMLError as error:
+        raise Problem(f"YAML in {DEPLOYMENTS}", str(error), "mend it, then: make deploy") from error
+    if not isinstance(project, dict) or not isinstance(project.get("deployments"), list):
+        raise Problem(
+            f"a list `deployments:` in {DEPLOYMENTS}", "none", "add one, then: make deploy"
+        )
+    return project
+
+
+def deploy_all(project: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """Deploys one by one, yielding each one's name and whether it went well."""
+    for number, entry in enumerate(project["deployments"], start=1):
+        name = f"deployment {number}"
+        try:
+            name = check(entry, name)
+            deploy({**project, "deployments": [entry]})
+        except Problem as problem:
+            report(name, problem)
+            yield name, False
+        else:
+            say(name)
+            yield name, True
+
+
+def check(entry: Any, where: str) -> str:
+    """Looks at what `prefect deploy` would let pass or explain badly; returns the full name.
+
+    Raises:
+        Problem: The entry, its flow or one of its schedules is not right.
+    """
+    mend = f"mend it in {DEPLOYMENTS}, then: make deploy"
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise Problem("a `name:`", repr(entry)[:200], mend)
+    entrypoint = entry.get("entrypoint")
+    if not isinstance(entrypoint, str) or ":" not in entrypoint:
+        raise Problem("`entrypoint: flows/module.py:function`", repr(entrypoint), mend)
+    where = f"{entrypoint.rsplit(':', 1)[1]}/{entry['name']}"
+    for schedule in entry.get("schedules") or []:
+        check_schedule(schedule, mend)
+    pool = (entry.get("work_pool") or {}).get("name")
+    if pool is None:
+        raise Problem(f"`work_pool: {{name: {POOL}}}`", "none", mend)
+    try:
+        # Imports the module as a run would. `prefect deploy` is content to parse it.
+        flow = load_flow_from_entrypoint(entrypoint)
+    except (Exception, SystemExit) as error:
+        raise Problem(
+            f"a flow at {entrypoint}", "".join(traceback.format_exception_only(error)).strip(),
+            "mend the module (or add what it imports to pyproject.toml: uv add NAME), then: make deploy",
+        ) from error
+    return f"{flow.name}/{entry['name']}"
+
+
+def check_schedule(schedule: Any, mend: str) -> None:
+    """Raises Problem unless it has one of cron, interval and rrule, a right cron and a known zone."""
+    if not isinstance(schedule, dict) or len({"cron", "interval", "rrule"} & schedule.keys()) != 1:
+        raise Problem("one of `cron:`, `interval:` and `rrule:` in a schedule", repr(schedule), mend)
+    zone = schedule.get("timezone")
+    if isinstance(zone, str) and "{{" not in zone:
+        check_zone(zone, f"timezone of a schedule in {DEPLOYMENTS}")
+    if "cron" in schedule:
+        try:
+            CronSchedule(cron=schedule["cron"])
+        except ValidationError as error:
+            raise Problem(
+                'a cron expression such as "0 9 * * *"', f"{schedule['cron']!r} ({error.errors()[0]['msg']})", mend
+            ) from error
+
+
+def deploy(project: dict[str, Any]) -> None:
+    """`prefect deploy --all` on a prefect.yaml of one deployment; shows its output if it fails."""
+    output = io.StringIO()
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump(project, file)
+        file.flush()
+        # In this process: a `prefect` of its own would take 2 s for each deployment to import.
+        sys.argv = ["prefect", "--no-prompt", "deploy", "--all", "--prefect-file", file.name]
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            try:
+                app()
+            except SystemExit as error:
+                if error.code:
+                    raise Problem("`prefect deploy` to end well", output.getvalue(), "mend that, then: make deploy") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
