@@ -1,0 +1,44 @@
+.DEFAULT_GOAL := help
+FLOW ?= suggest-activity/daily
+
+help: ## This list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+up: ## From whatever this machine is to a running stack, its flows deployed, one run done
+	@setup/up.sh
+
+down: ## Take the stack down; data stays
+	@ops/down.sh
+
+destroy: ## Remove the stack and its data (asks; YES=1 skips the question)
+	@ops/destroy.sh
+
+deploy: ## Apply flows/, prefect.yaml and the base job template to the running stack
+	@ops/deploy.sh
+
+run: ## Run a deployment now and wait for its end: make run FLOW=suggest-activity/daily
+	@ops/run.sh $(FLOW)
+
+status: ## Is everything right? Services, worker, last runs, next runs
+	@ops/status.sh
+
+logs: ## Follow the logs of all services
+	@docker compose logs --follow --tail 100
+
+engine: ## Install and start a Docker engine, if none answers
+	@setup/engine.sh
+
+images: engine ## Build or pull every image
+	@setup/images.sh
+
+venv: ## .venv with uv, tests and linters (activate it, or: .venv/bin/uv run …)
+	@setup/venv.sh .venv
+
+test: engine venv ## Every test, on a stack of its own
+	@setup/base-images.sh
+	@.venv/bin/pytest
+
+lint: venv ## ruff, mypy, shellcheck, hadolint, yamllint, the Compose file
+	@tests/lint.sh
+
+.PHONY: help up down destroy deploy run status logs engine images venv test lint

@@ -1,0 +1,1 @@
+"""Day two: what people and `make` ask of a running stack."""

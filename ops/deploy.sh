@@ -1,0 +1,13 @@
+#!/bin/sh
+# Builds the flow image anew and applies prefect.yaml and the base job template.
+set -eu
+cd "$(dirname "$0")/.."
+. setup/lib.sh
+
+require_env
+docker compose build --quiet deploy
+# The service's own container, not a `run` beside it: `make status` tells how the last deploy went.
+docker compose up --detach --no-deps --force-recreate --quiet-pull deploy 2>/dev/null ||
+  die "server" "running" "no answer from it" "make up"
+docker compose logs --follow --no-log-prefix deploy
+exit "$(docker inspect --format '{{.State.ExitCode}}' "$(docker compose ps --all --quiet deploy)")"

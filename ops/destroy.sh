@@ -1,0 +1,16 @@
+#!/bin/sh
+# Removes everything of the stack: containers, networks, the database, images. Asks first.
+set -eu
+cd "$(dirname "$0")/.."
+. setup/lib.sh
+
+require_env
+project=$(setting COMPOSE_PROJECT_NAME '')
+confirm_loss "Remove the stack \"$project\" with its database: every run, log and artifact?"
+ops/down.sh
+docker compose down --volumes --remove-orphans
+images=$(docker image ls --quiet --filter "label=com.docker.compose.project=$project" | sort -u)
+# shellcheck disable=SC2086  # an id a word
+[ -z "$images" ] || docker image rm --force $images >/dev/null
+rm -rf .secrets
+say "Nothing of \"$project\" is left but .env, your settings, and the base images that others may use."

@@ -1,0 +1,53 @@
+"""What a running stack has to say of itself, asked of Prefect's API."""
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.sorting import FlowRunSort
+
+WORK_POOL = "docker-pool"
+
+
+def full_names(client: SyncPrefectClient) -> dict[UUID, str]:
+    """Every deployment's name as people write it, ``flow/deployment``, by its id."""
+    flows = {flow.id: flow.name for flow in client.read_flows()}
+    return {
+        deployment.id: f"{flows[deployment.flow_id]}/{deployment.name}"
+        for deployment in client.read_deployments()
+    }
+
+
+def scheduled_deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    """The deployments that ought to have runs waiting: not paused, with an active schedule."""
+    return [
+        deployment
+        for deployment in client.read_deployments()
+        if not deployment.paused and any(schedule.active for schedule in deployment.schedules)
+    ]
+
+
+def waiting_runs(client: SyncPrefectClient) -> list[FlowRun]:
+    """The runs that wait in the database for a time to come, the next one first (200 at most)."""
+    return client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+            expected_start_time=FlowRunFilterExpectedStartTime(after_=datetime.now(UTC)),
+        ),
+        sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+        limit=200,
+    )
+
+
+def zone_of(deployment: DeploymentResponse) -> str:
+    """The zone in which a deployment's schedule is meant."""
+    zones = (getattr(item.schedule, "timezone", None) for item in deployment.schedules)
+    return next((zone for zone in zones if zone), "UTC")
