@@ -38,7 +38,14 @@ test: engine venv ## Every test, on a stack of its own
 	@setup/base-images.sh
 	@.venv/bin/pytest
 
-lint: venv ## ruff, mypy, shellcheck, hadolint, yamllint, the Compose file
-	@tests/lint.sh
+lint: engine venv ## ruff, mypy, shellcheck, hadolint, yamllint, uv.lock, the Compose file
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/shellcheck --external-sources $$(git ls-files '*.sh') .ci/run
+	.venv/bin/hadolint $$(git ls-files '*Dockerfile')
+	.venv/bin/yamllint --strict $$(git ls-files --cached --others --exclude-standard '*.yml' '*.yaml')
+	.venv/bin/uv lock --check --quiet
+	docker compose --env-file .env.example config --quiet
 
 .PHONY: help up down destroy deploy run status logs engine images venv test lint

@@ -1,4 +1,4 @@
-"""Suggests something to do: asks an HTTP API for an activity and keeps the answer as an artifact."""
+"""Suggests something to do: asks an HTTP API for an activity and keeps it as an artifact."""
 
 import os
 from typing import Any
@@ -79,7 +79,9 @@ def print_activity(activity: Activity) -> None:
 @task(retries=3, retry_delay_seconds=1)
 def save_activity_artifact(activity: Activity) -> None:
     """Keeps it as the markdown artifact ``activity``."""
-    create_markdown_artifact(as_markdown(activity), key=ARTIFACT_KEY, description="What to do today")
+    create_markdown_artifact(
+        as_markdown(activity), key=ARTIFACT_KEY, description="What to do today"
+    )
 
 
 def as_markdown(activity: Activity) -> str:

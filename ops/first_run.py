@@ -1,11 +1,12 @@
 """The end of `make up`: one run of the daily flow, if none went well yet, and what to know then."""
 
+import asyncio
 import sys
 import time
 from zoneinfo import ZoneInfo
 
 from prefect.artifacts import Artifact
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
@@ -13,9 +14,9 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.deployments import run_deployment
+from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
@@ -27,25 +28,25 @@ RUN_SECONDS = 300
 SCHEDULER_SECONDS = 30  # the server looks for new deployments every 5 s
 
 
-def main() -> int:
+async def main() -> int:
     """Runs, then tells; returns the exit code."""
-    with get_client(sync_client=True) as client:
+    async with get_client() as client:
         try:
-            deployment = client.read_deployment_by_name(DEPLOYMENT)
+            deployment = await client.read_deployment_by_name(DEPLOYMENT)
         except ObjectNotFound:
             print(f"\nNo {DEPLOYMENT} here, so there is no first run to show.")
         else:
-            if not has_completed(client, deployment) and not run():
+            if not await has_completed(client, deployment) and not await run():
                 return 1
-        tell(client)
+        await tell(client)
     return 0
 
 
-def has_completed(client: SyncPrefectClient, deployment: DeploymentResponse) -> bool:
+async def has_completed(client: PrefectClient, deployment: DeploymentResponse) -> bool:
     """Has the deployment a run that went well?"""
     completed = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.COMPLETED]))
     return bool(
-        client.read_flow_runs(
+        await client.read_flow_runs(
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])),
             flow_run_filter=FlowRunFilter(state=completed),
             limit=1,
@@ -53,10 +54,10 @@ def has_completed(client: SyncPrefectClient, deployment: DeploymentResponse) -> 
     )
 
 
-def run() -> bool:
+async def run() -> bool:
     """Starts a run and waits for its end; says how it went."""
     print(f"\n==> First run of {DEPLOYMENT}, in a container of its own", flush=True)
-    flow_run: FlowRun = run_deployment(DEPLOYMENT, timeout=RUN_SECONDS, poll_interval=1)
+    flow_run = await arun_deployment(DEPLOYMENT, timeout=RUN_SECONDS, poll_interval=1)
     state = flow_run.state
     if state is not None and state.is_completed():
         print(f"  ok    {flow_run.name}: {state.name}")
@@ -73,39 +74,42 @@ def run() -> bool:
     return False
 
 
-def tell(client: SyncPrefectClient) -> None:
+async def tell(client: PrefectClient) -> None:
     """Prints the address, the login, the next runs and the artifact."""
     settings = get_current_settings()
     login = settings.api.auth_string
     print("\n==> Running")
     print(f"  UI         {settings.ui_url}")
     print(f"  login      {login.get_secret_value() if login else 'none'}")
-    for number, line in enumerate(next_runs(client)):
+    for number, line in enumerate(await next_runs(client)):
         print(f"  {'next runs' if number == 0 else '':<11}{line}")
-    artifact = Artifact.get(ARTIFACT)
+    artifact = await Artifact.aget(ARTIFACT)
     if artifact is not None:
         print(f"  artifact   {ARTIFACT}\n")
         for line in str(artifact.data).splitlines():
             print(f"    {line}".rstrip())
-    print("\nNext: your flow in flows/, an entry in prefect.yaml, `make deploy`. Health: `make status`")
+    print(
+        "\nNext: your flow in flows/, an entry in prefect.yaml, `make deploy`. Health: `make status`"
+    )
 
 
-def next_runs(client: SyncPrefectClient, count: int = 3) -> list[str]:
+async def next_runs(client: PrefectClient, count: int = 3) -> list[str]:
     """The next runs, each in its schedule's zone; waits for the scheduler where it has to."""
-    scheduled = {deployment.id: deployment for deployment in scheduled_deployments(client)}
-    names = full_names(client)
+    scheduled = {deployment.id: deployment for deployment in await scheduled_deployments(client)}
+    names = await full_names(client)
     deadline = time.monotonic() + SCHEDULER_SECONDS
-    runs = waiting_runs(client)
+    runs = await waiting_runs(client)
     while scheduled and not runs and time.monotonic() < deadline:
-        time.sleep(1)
-        runs = waiting_runs(client)
-    lines = []
-    for run in [run for run in runs if run.deployment_id in scheduled][:count]:
-        zone = zone_of(scheduled[run.deployment_id])
-        start = run.expected_start_time.astimezone(ZoneInfo(zone))
-        lines.append(f"{start:%a %Y-%m-%d %H:%M} {zone}  {names[run.deployment_id]}")
+        await asyncio.sleep(1)
+        runs = await waiting_runs(client)
+    lines: list[str] = []
+    for run in runs:
+        if len(lines) < count and run.deployment_id in scheduled and run.expected_start_time:
+            zone = zone_of(scheduled[run.deployment_id])
+            start = run.expected_start_time.astimezone(ZoneInfo(zone))
+            lines.append(f"{start:%a %Y-%m-%d %H:%M} {zone}  {names[run.deployment_id]}")
     return lines
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(asyncio.run(main()))

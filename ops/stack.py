@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from uuid import UUID
 
-from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterExpectedStartTime,
@@ -17,27 +17,27 @@ from prefect.client.schemas.sorting import FlowRunSort
 WORK_POOL = "docker-pool"
 
 
-def full_names(client: SyncPrefectClient) -> dict[UUID, str]:
+async def full_names(client: PrefectClient) -> dict[UUID, str]:
     """Every deployment's name as people write it, ``flow/deployment``, by its id."""
-    flows = {flow.id: flow.name for flow in client.read_flows()}
+    flows = {flow.id: flow.name for flow in await client.read_flows()}
     return {
         deployment.id: f"{flows[deployment.flow_id]}/{deployment.name}"
-        for deployment in client.read_deployments()
+        for deployment in await client.read_deployments()
     }
 
 
-def scheduled_deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
+async def scheduled_deployments(client: PrefectClient) -> list[DeploymentResponse]:
     """The deployments that ought to have runs waiting: not paused, with an active schedule."""
     return [
         deployment
-        for deployment in client.read_deployments()
+        for deployment in await client.read_deployments()
         if not deployment.paused and any(schedule.active for schedule in deployment.schedules)
     ]
 
 
-def waiting_runs(client: SyncPrefectClient) -> list[FlowRun]:
+async def waiting_runs(client: PrefectClient) -> list[FlowRun]:
     """The runs that wait in the database for a time to come, the next one first (200 at most)."""
-    return client.read_flow_runs(
+    return await client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
             expected_start_time=FlowRunFilterExpectedStartTime(after_=datetime.now(UTC)),

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
@@ -33,21 +33,21 @@ POLL_SECONDS = 60  # a worker polls every few seconds; after a minute it isn't m
 ROWS = 5
 
 
-def main() -> int:
+async def main() -> int:
     """Prints one screen; returns the exit code."""
     containers = parse_containers(sys.stdin.read())
     now = datetime.now(UTC)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     console.print(services_table(containers))
     problems = service_problems(sys.argv[1:], containers)
-    with get_client(sync_client=True) as client:
-        poll = asyncio.run(last_poll())
+    async with get_client() as client:
+        poll = await last_poll(client)
         console.print(f"\nworker's last poll: {ago(poll, now)}")
         problems += poll_problems(poll, now)
-        names = full_names(client)
-        console.print(last_runs_table(client, names, now))
-        console.print(next_runs_table(client, names, now))
-        problems += schedule_problems(client, names)
+        names = await full_names(client)
+        console.print(await last_runs_table(client, names, now))
+        console.print(await next_runs_table(client, names, now))
+        problems += await schedule_problems(client, names)
     for problem in problems:
         console.print(f"[red]✗[/] {problem}", soft_wrap=True)
     if not problems:
@@ -78,13 +78,12 @@ def service_problems(expected: Iterable[str], containers: dict[str, dict[str, An
     return problems
 
 
-async def last_poll() -> datetime | None:
+async def last_poll(client: PrefectClient) -> datetime | None:
     """When a worker last asked the pool for work; None if none ever did, or there is no pool."""
-    async with get_client() as client:  # the synchronous client has no work queues
-        try:
-            queues = await client.read_work_queues(work_pool_name=WORK_POOL)
-        except ObjectNotFound:
-            return None
+    try:
+        queues = await client.read_work_queues(work_pool_name=WORK_POOL)
+    except ObjectNotFound:
+        return None
     return max((queue.last_polled for queue in queues if queue.last_polled), default=None)
 
 
@@ -97,16 +96,16 @@ def poll_problems(poll: datetime | None, now: datetime) -> list[str]:
     return []
 
 
-def schedule_problems(client: SyncPrefectClient, names: dict[UUID, str]) -> list[str]:
+async def schedule_problems(client: PrefectClient, names: dict[UUID, str]) -> list[str]:
     """Schedules without a run waiting in the database, and runs whose time has passed."""
-    waiting = Counter(run.deployment_id for run in waiting_runs(client))
+    waiting = Counter(run.deployment_id for run in await waiting_runs(client))
     problems = [
         f"{names[deployment.id]}: is scheduled, but no run of it waits in the database. "
         "Next: docker compose logs server"
-        for deployment in scheduled_deployments(client)
+        for deployment in await scheduled_deployments(client)
         if not waiting[deployment.id]
     ]
-    late = client.read_flow_runs(
+    late = await client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["Late"]))
         )
@@ -125,10 +124,10 @@ def services_table(containers: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def last_runs_table(client: SyncPrefectClient, names: dict[UUID, str], now: datetime) -> Table:
+async def last_runs_table(client: PrefectClient, names: dict[UUID, str], now: datetime) -> Table:
     """The runs that began last."""
     begun = [state for state in StateType if state is not StateType.SCHEDULED]
-    runs = client.read_flow_runs(
+    runs = await client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun))
         ),
@@ -143,13 +142,13 @@ def last_runs_table(client: SyncPrefectClient, names: dict[UUID, str], now: date
     return table
 
 
-def next_runs_table(client: SyncPrefectClient, names: dict[UUID, str], now: datetime) -> Table:
+async def next_runs_table(client: PrefectClient, names: dict[UUID, str], now: datetime) -> Table:
     """The runs that wait for their time."""
     table = Table("next runs", "", "", box=None, header_style="bold")
-    for run in waiting_runs(client)[:ROWS]:
-        start = run.expected_start_time
-        name = names.get(run.deployment_id, "-") if run.deployment_id else "by hand"
-        table.add_row(name, f"{start:%Y-%m-%d %H:%M:%S} UTC", f"in {rough(start - now)}")
+    for run in (await waiting_runs(client))[:ROWS]:
+        if start := run.expected_start_time:
+            name = names.get(run.deployment_id, "-") if run.deployment_id else "by hand"
+            table.add_row(name, f"{start:%Y-%m-%d %H:%M:%S} UTC", f"in {rough(start - now)}")
     return table
 
 
@@ -168,4 +167,4 @@ def rough(span: timedelta) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(asyncio.run(main()))

@@ -42,7 +42,7 @@ build_debian() {
   archive=$(mktemp)
   trap 'rm -f "$archive"' EXIT
   trap 'exit 130' INT TERM
-  # shellcheck disable=SC2046  # nothing at all on Ubuntu
+  # shellcheck disable=SC2046,SC2016  # $(mirror) may be nothing at all; "$1" is mmdebstrap's
   mmdebstrap --quiet --variant=minbase --format=tar \
     --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
@@ -60,6 +60,7 @@ build_debian() {
 # mirror: this Debian's own; nothing on Ubuntu.
 mirror() {
   [ "$(os_release ID)" = debian ] || return 0
+  # shellcheck disable=SC2016  # apt's own language
   apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' \
     "Codename: $(os_release VERSION_CODENAME)" | head -n 1
 }

@@ -62,6 +62,7 @@ apt_install() {
 # Debian 12 has engine 20.10 and Compose 1.29. The machine's own mirror is asked for trixie; the
 # pin (100 < 500) keeps everything that is not named above where it was.
 add_trixie_source() {
+  # shellcheck disable=SC2016  # apt's own language
   mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Codename: bookworm' 'Created-By: Packages' |
     head -n 1)
   printf '%s\n' 'Types: deb' "URIs: ${mirror%/}" 'Suites: trixie' 'Components: main' \

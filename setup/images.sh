@@ -8,8 +8,8 @@ step "Base images"
 setup/base-images.sh
 setup/env.sh
 step "Building the stack's images (seconds when nothing changed, a minute or two the first time)"
-docker compose build --quiet || {
-  setup/preflight.sh || true
+build || {
+  setup/preflight.sh disk || true
   die "images" "a build that ends" "the error above" "mend it, then: make up"
 }
 ok "images are built"

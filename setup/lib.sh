@@ -74,3 +74,19 @@ confirm_loss() {
   fi
   die "destroy" "a yes" "none" "YES=1 make destroy"
 }
+
+# build [SERVICE]: on a terminal with Compose's own display; elsewhere only what led to a failure.
+build() {
+  if [ -t 1 ]; then
+    docker compose build "$@"
+    return
+  fi
+  log=$(mktemp)
+  if docker compose --progress plain build "$@" >"$log" 2>&1; then
+    rm -f "$log"
+  else
+    tail -n 40 "$log" >&2
+    rm -f "$log"
+    return 1
+  fi
+}

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Looks whether this machine can carry the stack, touches nothing, and reports everything that
-# stands in the way at once.
+# stands in the way at once. `preflight.sh disk` looks at the disk alone.
 set -eu
 cd "$(dirname "$0")/.."
 . setup/lib.sh
@@ -13,6 +13,10 @@ ENGINE=25
 failures=0
 
 main() {
+  if [ "${1:-}" = disk ]; then
+    check_disk "$(docker info --format '{{.DockerRootDir}}')"
+    return "$failures"
+  fi
   step "Looking at this machine (nothing is touched yet)"
   check_env
   if engine_answers; then
@@ -21,6 +25,7 @@ main() {
     check_memory "$(($(docker info --format '{{.MemTotal}}') / 1048576))"
     check_disk "$(docker info --format '{{.DockerRootDir}}')"
     check_socket
+    check_project
   else
     check_engine_can_come
     check_memory "$(awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo 2>/dev/null || echo 0)"
@@ -97,6 +102,18 @@ check_socket() {
   fi
 }
 
+# Compose knows a stack by its name alone: a second copy under the same name would take over the
+# first one's containers and database.
+check_project() {
+  project=$(setting COMPOSE_PROJECT_NAME prefect-stack)
+  elsewhere=$(docker ps --all --filter "label=com.docker.compose.project=$project" \
+    --format '{{.Label "com.docker.compose.project.working_dir"}}' | grep -vFx "$PWD" | head -n 1)
+  if [ -n "$elsewhere" ]; then
+    failed "COMPOSE_PROJECT_NAME" "a name of this copy's own" "$project, which is the stack of $elsewhere" \
+      "set another in .env (no .env yet: COMPOSE_PROJECT_NAME=$project-2 make up), or: docker compose -p $project down"
+  fi
+}
+
 # check_port SERVICE INSIDE KEY DEFAULT: free, or held by this very stack.
 check_port() {
   port=$(setting "$3" "$4")
@@ -161,4 +178,4 @@ check_timezone() {
   fi
 }
 
-main
+main "$@"

@@ -1,14 +1,18 @@
 """Brings the server to what the project's files say: the work pool, then every deployment.
 
-The work pool comes from ``base-job-template.json``, the deployments from ``prefect.yaml``. Run again,
-it changes nothing that is right already. A bad deployment is reported and doesn't stop the others;
-the exit code is then 1.
+The work pool comes from ``base-job-template.json``, the deployments from ``prefect.yaml``. A bad
+deployment is reported and doesn't stop the others; the exit code is then 1. What hasn't changed
+since the last time isn't touched: each deploy makes the server delete the runs that wait and
+schedule them anew seconds later, and a deploy at nine would lose the run at nine. So a deployment's
+version ends in a fingerprint of all that it was made from.
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -17,7 +21,9 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import prefect
 import yaml
+from prefect import Flow
 from prefect.cli import app
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
@@ -30,6 +36,7 @@ from pydantic import ValidationError
 POOL = "docker-pool"
 TEMPLATE = Path(__file__).with_name("base-job-template.json")
 DEPLOYMENTS = Path("prefect.yaml")
+REFERENCE = re.compile(r"\{\{\s*(\$|prefect\.variables\.)([\w-]+)")
 
 
 class Problem(Exception):
@@ -45,14 +52,15 @@ def main() -> int:
     try:
         with get_client(sync_client=True) as client:
             say(f"work pool {POOL}: {apply_work_pool(client)}")
-        Variable.set("schedule_timezone", schedule_timezone(), overwrite=True)
-        project = read_project()
+            Variable.set("schedule_timezone", schedule_timezone(), overwrite=True)
+            failed = [name for name, ok in deploy_all(client, read_project()) if not ok]
     except Problem as problem:
         report("nothing was deployed", problem)
         return 1
-    failed = [name for name, ok in deploy_all(project) if not ok]
     if failed:
-        print(f"\n{len(failed)} not deployed: {', '.join(failed)}. Mend the above, then: make deploy")
+        print(
+            f"\n{len(failed)} not deployed: {', '.join(failed)}. Mend the above, then: make deploy"
+        )
     return 1 if failed else 0
 
 
@@ -77,7 +85,9 @@ def apply_work_pool(client: SyncPrefectClient) -> str:
     try:
         found = client.read_work_pool(POOL).base_job_template
     except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=POOL, type="docker", base_job_template=template))
+        client.create_work_pool(
+            WorkPoolCreate(name=POOL, type="docker", base_job_template=template)
+        )
         return "created"
     if found == template:
         return "unchanged"
@@ -104,10 +114,13 @@ def read_template(text: str, environment: "os._Environ[str] | dict[str, str]") -
     try:
         template: dict[str, Any] = fill(json.loads(text))
     except json.JSONDecodeError as error:
-        raise Problem(f"JSON in {TEMPLATE.name}", str(error), "mend it, then: make deploy") from error
+        raise Problem(
+            f"JSON in {TEMPLATE.name}", str(error), "mend it, then: make deploy"
+        ) from error
     except KeyError as error:
         raise Problem(
-            f"the variables that {TEMPLATE.name} names", f"no {error}",
+            f"the variables that {TEMPLATE.name} names",
+            f"no {error}",
             "add it to `deploy` in docker-compose.yml, then: make deploy",
         ) from error
     return template
@@ -124,7 +137,9 @@ def check_zone(name: str, where: str) -> str:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:
         raise Problem(
-            f"an IANA time zone such as Europe/Berlin as {where}", repr(name), "change it, then: make deploy"
+            f"an IANA time zone such as Europe/Berlin as {where}",
+            repr(name),
+            "change it, then: make deploy",
         ) from error
     return name
 
@@ -142,54 +157,103 @@ def read_project() -> dict[str, Any]:
     return project
 
 
-def deploy_all(project: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+def deploy_all(client: SyncPrefectClient, project: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     """Deploys one by one, yielding each one's name and whether it went well."""
     for number, entry in enumerate(project["deployments"], start=1):
         name = f"deployment {number}"
         try:
-            name = check(entry, name)
-            deploy({**project, "deployments": [entry]})
-        except Problem as problem:
-            report(name, problem)
-            yield name, False
-        else:
-            say(name)
+            flow = check(entry)
+            name = f"{flow.name}/{entry['name']}"
+            version = "+".join(
+                filter(None, [entry.get("version"), fingerprint(project, entry, flow)])
+            )
+            if version == deployed_version(client, name):
+                say(f"{name}: unchanged")
+            else:
+                deploy({**project, "deployments": [{**entry, "version": version}]})
+                say(f"{name}: deployed")
             yield name, True
+        except Problem as problem:
+            report(name_of(entry) or name, problem)
+            yield name_of(entry) or name, False
 
 
-def check(entry: Any, where: str) -> str:
-    """Looks at what `prefect deploy` would let pass or explain badly; returns the full name.
+def name_of(entry: Any) -> str | None:
+    """An entry's name as far as it can be told without importing its flow."""
+    return entry.get("name") if isinstance(entry, dict) else None
+
+
+def check(entry: Any) -> Flow[..., Any]:
+    """Looks at what `prefect deploy` would let pass or explain badly; returns the entry's flow.
 
     Raises:
         Problem: The entry, its flow or one of its schedules is not right.
     """
     mend = f"mend it in {DEPLOYMENTS}, then: make deploy"
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+    if not isinstance(name_of(entry), str):
         raise Problem("a `name:`", repr(entry)[:200], mend)
     entrypoint = entry.get("entrypoint")
     if not isinstance(entrypoint, str) or ":" not in entrypoint:
         raise Problem("`entrypoint: flows/module.py:function`", repr(entrypoint), mend)
-    where = f"{entrypoint.rsplit(':', 1)[1]}/{entry['name']}"
     for schedule in entry.get("schedules") or []:
         check_schedule(schedule, mend)
-    pool = (entry.get("work_pool") or {}).get("name")
-    if pool is None:
+    if not (entry.get("work_pool") or {}).get("name"):
         raise Problem(f"`work_pool: {{name: {POOL}}}`", "none", mend)
     try:
-        # Imports the module as a run would. `prefect deploy` is content to parse it.
-        flow = load_flow_from_entrypoint(entrypoint)
+        # Imports the module as a run would. `prefect deploy` is content with a placeholder.
+        return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     except (Exception, SystemExit) as error:
+        found = "".join(traceback.format_exception_only(error)).strip()
         raise Problem(
-            f"a flow at {entrypoint}", "".join(traceback.format_exception_only(error)).strip(),
-            "mend the module (or add what it imports to pyproject.toml: uv add NAME), then: make deploy",
+            f"a flow at {entrypoint}",
+            found,
+            "mend the module (or, for what it imports: uv add NAME), then: make deploy",
         ) from error
-    return f"{flow.name}/{entry['name']}"
+
+
+def fingerprint(project: dict[str, Any], entry: dict[str, Any], flow: Flow[..., Any]) -> str:
+    """Changes with anything that a deployment is made from: entry, steps, flow, Prefect itself.
+
+    Args:
+        project: The whole prefect.yaml, whose pull steps hold for every entry without its own.
+        entry: The deployment's part of it.
+        flow: Its flow, for the parameters, the description and the code's own version.
+
+    Returns:
+        12 hexadecimal digits.
+    """
+    text = json.dumps([project.get("pull"), entry], sort_keys=True, default=str)
+    references = {
+        "".join(match): os.environ.get(match[1]) if match[0] == "$" else Variable.get(match[1])
+        for match in REFERENCE.findall(text)
+    }
+    made_from = [
+        text,
+        references,
+        flow.name,
+        flow.description,
+        flow.version,
+        flow.parameters.model_dump(),
+        prefect.__version__,
+    ]
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:12]
+
+
+def deployed_version(client: SyncPrefectClient, name: str) -> str | None:
+    """The version that the server has of a deployment; None if it has no such deployment."""
+    try:
+        return client.read_deployment_by_name(name).version
+    except ObjectNotFound:
+        return None
 
 
 def check_schedule(schedule: Any, mend: str) -> None:
-    """Raises Problem unless it has one of cron, interval and rrule, a right cron and a known zone."""
+    """Raises Problem unless it has one of cron, interval and rrule, and each is right."""
     if not isinstance(schedule, dict) or len({"cron", "interval", "rrule"} & schedule.keys()) != 1:
-        raise Problem("one of `cron:`, `interval:` and `rrule:` in a schedule", repr(schedule), mend)
+        raise Problem(
+            "one of `cron:`, `interval:` and `rrule:` in a schedule", repr(schedule), mend
+        )
     zone = schedule.get("timezone")
     if isinstance(zone, str) and "{{" not in zone:
         check_zone(zone, f"timezone of a schedule in {DEPLOYMENTS}")
@@ -198,7 +262,9 @@ def check_schedule(schedule: Any, mend: str) -> None:
             CronSchedule(cron=schedule["cron"])
         except ValidationError as error:
             raise Problem(
-                'a cron expression such as "0 9 * * *"', f"{schedule['cron']!r} ({error.errors()[0]['msg']})", mend
+                'a cron expression such as "0 9 * * *"',
+                f"{schedule['cron']!r} ({error.errors()[0]['msg']})",
+                mend,
             ) from error
 
 
@@ -215,7 +281,11 @@ def deploy(project: dict[str, Any]) -> None:
                 app()
             except SystemExit as error:
                 if error.code:
-                    raise Problem("`prefect deploy` to end well", output.getvalue(), "mend that, then: make deploy") from error
+                    raise Problem(
+                        "`prefect deploy` to end well",
+                        output.getvalue(),
+                        "mend that, then: make deploy",
+                    ) from error
 
 
 if __name__ == "__main__":

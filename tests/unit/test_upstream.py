@@ -1,20 +1,17 @@
 """The upstream API over real HTTP: its data, its filters and every fault it can be asked for."""
 
 import re
-import socket
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import requests
-import uvicorn
 
 from upstream import faults
-from upstream.app import ACTIVITIES, Activity, app
+from upstream.app import ACTIVITIES, Activity
 
 TYPES = {
     "education",
@@ -33,25 +30,15 @@ Get = Callable[..., requests.Response]
 
 
 @pytest.fixture(scope="module")
-def get() -> Iterator[Get]:
-    """Serve the app on a free port and hand out `get(path, **query)`."""
-    # Listening before the server runs: early requests wait in the backlog instead of failing.
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = "http://{}:{}".format(*listener.getsockname())
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+def get(upstream_url: str) -> Get:
+    """A function `get(path, **query)`."""
 
-        def get(path: str, **query: Any) -> requests.Response:
-            with requests.Session() as session:
-                session.trust_env = False  # no proxy of the host's between
-                return session.get(url + path, params=query, timeout=10)
+    def get(path: str, **query: Any) -> requests.Response:
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy of the host's between
+            return session.get(upstream_url + path, params=query, timeout=10)
 
-        thread.start()
-        try:
-            yield get
-        finally:
-            server.should_exit = True
-            thread.join()
+    return get
 
 
 @pytest.fixture

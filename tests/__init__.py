@@ -1,0 +1,1 @@
+"""Everything that the stack promises, proven on stacks of the tests' own."""

@@ -1,0 +1,244 @@
+"""A stack for tests: a copy of the project, its own Compose project name and ports."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psycopg2
+import requests
+from testcontainers.compose import DockerCompose
+
+PROJECT = Path(__file__).parent.parent
+T = TypeVar("T")
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+def settings_of(path: Path) -> dict[str, str]:
+    """The KEY=value lines of an .env file."""
+    lines = path.read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line[:1].isalpha())
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def docker(*args: str) -> str:
+    """What a docker command prints."""
+    return subprocess.run(["docker", *args], check=True, capture_output=True, text=True).stdout
+
+
+def left_behind(project: str) -> list[str]:
+    """Whatever of a Compose project still exists, flow runs' containers included."""
+    label = f"label=com.docker.compose.project={project}"
+    return [
+        *docker("ps", "--all", "--filter", label, "--format", "{{.Names}}").split(),
+        *docker(
+            "ps", "--all", "--filter", f"network={project}_flows", "--format", "{{.Names}}"
+        ).split(),
+        *docker("volume", "ls", "--filter", label, "--format", "{{.Name}}").split(),
+        *docker("network", "ls", "--filter", label, "--format", "{{.Name}}").split(),
+        *docker("image", "ls", "--filter", label, "--format", "{{.Repository}}").split(),
+    ]
+
+
+def bystanders() -> dict[str, str]:
+    """Every container that isn't a test's, with the time since when it runs."""
+    ids = docker("ps", "--quiet", "--no-trunc").split()
+    if not ids:
+        return {}
+    rows = docker(
+        "inspect", "--format", "{{.Name}} {{.Id}} {{.State.StartedAt}}", *ids
+    ).splitlines()
+    # Flow runs of a user's stack come and go by themselves; its services don't.
+    return {row.split()[1]: row for row in rows if "-1 " in row and not row.startswith("/test-")}
+
+
+def eventually(what: str, seconds: float, look: Callable[[], T | None]) -> T:
+    """Looks every half second until there is something to see; fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if (found := look()) is not None:
+            return found
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.5)
+
+
+class Stack:
+    """A copy of the project in a folder, and the stack that runs from it."""
+
+    def __init__(self, folder: Path, project: str) -> None:
+        """Copies what git would: tracked and new files, none that are ignored."""
+        self.folder = folder
+        self.project = project
+        self.port = free_port()
+        self.settings = {
+            "COMPOSE_PROJECT_NAME": project,
+            "PREFECT_PORT": str(self.port),
+            "UPSTREAM_PORT": str(free_port()),
+        }
+        # testcontainers' own support, on the very file that users get.
+        self.compose = DockerCompose(
+            folder, compose_file_name="docker-compose.yml", env_file=".env"
+        )
+        files = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+            cwd=PROJECT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.splitlines()
+        for name in files:
+            if (PROJECT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(PROJECT / name, folder / name)
+
+    @property
+    def login(self) -> str:
+        """``user:password``."""
+        return settings_of(self.folder / ".env")["PREFECT_API_AUTH_STRING"]
+
+    @property
+    def flows_network(self) -> str:
+        """The network that flow containers are on."""
+        return f"{self.project}_flows"
+
+    def run(
+        self, *command: str, env: dict[str, str] | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        """Runs a command in the project's folder; standard output and error together."""
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=os.environ | (env or {}),
+            timeout=280,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def make(self, *args: str, code: int = 0, env: dict[str, str] | None = None) -> str:
+        """`make …`, which has to end with this exit code (make's own is 2 for any failure)."""
+        done = self.run("make", *args, env=env)
+        assert done.returncode == code, f"make {' '.join(args)}: {done.returncode}\n{done.stdout}"
+        return done.stdout
+
+    def api(self, method: str, path: str, json: Any = None) -> Any:
+        """A call to the server's API, as from this machine; JSON in, JSON out."""
+        user, password = self.login.split(":", 1)
+        response = requests.request(
+            method,
+            f"http://127.0.0.1:{self.port}/api{path}",
+            json=json,
+            auth=(user, password),
+            timeout=30,
+        )
+        response.raise_for_status()
+        return response.json() if response.content else None
+
+    def sql(self, query: str) -> list[tuple[Any, ...]]:
+        """A query to the stack's Postgres, at its container's address: it has no published port."""
+        container = docker(
+            "compose", "--project-name", self.project, "ps", "--quiet", "postgres"
+        ).strip()
+        networks = json.loads(
+            docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container)
+        )
+        password = settings_of(self.folder / ".env")["POSTGRES_PASSWORD"]
+        connection = psycopg2.connect(
+            host=networks[f"{self.project}_backend"]["IPAddress"],
+            dbname="prefect",
+            user="prefect",
+            password=password,
+            connect_timeout=10,
+        )
+        with connection, connection.cursor() as cursor:
+            cursor.execute(query)
+            rows = cursor.fetchall()
+        connection.close()
+        return rows
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        """A deployment by its full name."""
+        found: dict[str, Any] = self.api("GET", f"/deployments/name/{name}")
+        return found
+
+    def runs(self, name: str) -> list[dict[str, Any]]:
+        """A deployment's runs that began, the newest first."""
+        deployment_id = self.deployment(name)["id"]
+        found: list[dict[str, Any]] = self.api(
+            "POST",
+            "/flow_runs/filter",
+            {
+                "deployments": {"id": {"any_": [deployment_id]}},
+                "flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}},
+                "sort": "START_TIME_DESC",
+            },
+        )
+        return found
+
+    def start(self, name: str, **parameters: Any) -> str:
+        """Starts a run; returns its id."""
+        deployment_id = self.deployment(name)["id"]
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return str(self.api("POST", f"/deployments/{deployment_id}/create_flow_run", body)["id"])
+
+    def container(self, run_id: str, seconds: float = 60) -> str:
+        """The id of a flow run's container, as soon as it runs."""
+        label = f"label=io.prefect.flow-run-id={run_id}"
+        return eventually(
+            f"a container of flow run {run_id}",
+            seconds,
+            lambda: docker("ps", "--quiet", "--filter", label).strip() or None,
+        )
+
+    def finished(self, run_id: str, seconds: float = 180) -> dict[str, Any]:
+        """The flow run, as soon as it is in a final state."""
+
+        def look() -> dict[str, Any] | None:
+            run: dict[str, Any] = self.api("GET", f"/flow_runs/{run_id}")
+            return run if run["state_type"] in FINAL else None
+
+        return eventually(f"a final state of flow run {run_id}", seconds, look)
+
+    def task_runs(self, run_id: str) -> list[dict[str, Any]]:
+        """A flow run's task runs."""
+        found: list[dict[str, Any]] = self.api(
+            "POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}}
+        )
+        return found
+
+    def logs(self, run_id: str) -> str:
+        """A flow run's log lines."""
+        body = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        return "\n".join(line["message"] for line in self.api("POST", "/logs/filter", body))
+
+    def leave_evidence(self, folder: Path) -> None:
+        """Writes service logs, `compose ps` and the last runs with states and logs to a folder."""
+        folder.mkdir(parents=True)
+        for name in ("ps --all", "logs --timestamps", "config --no-interpolate", "version"):
+            output = self.run("docker", "compose", *name.split()).stdout
+            (folder / f"{name.split()[0]}.txt").write_text(output)
+        try:
+            runs = self.api("POST", "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 10})
+            for run in runs:
+                run["states"] = self.api("GET", f"/flow_run_states/?flow_run_id={run['id']}")
+                run["logs"] = self.logs(run["id"]).splitlines()
+            (folder / "runs.json").write_text(json.dumps(runs, indent=2))
+        except requests.RequestException as error:
+            (folder / "runs.json").write_text(f"no answer from the server: {error}")
+
+    def remove(self) -> None:
+        """Removes whatever is left of the stack, however it came to be."""
+        if (self.folder / ".env").exists():
+            self.run("make", "destroy", env={"YES": "1"})

@@ -1,0 +1,105 @@
+"""deploy.py: what it accepts and what it says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.deploy import Problem, check, check_schedule, fingerprint, read_template
+
+FLOW = "flows/suggest_activity.py:suggest_activity"
+TEMPLATE = Path(__file__).parents[2] / "worker/base-job-template.json"
+ENVIRONMENT = {
+    "FLOW_IMAGE": "x-flow:local",
+    "FLOWS_NETWORK": "x_flows",
+    "ACTIVITY_API_URL": "http://a",
+}
+ENTRY: dict[str, Any] = {"name": "daily", "entrypoint": FLOW, "work_pool": {"name": "docker-pool"}}
+
+
+def test_template_is_filled_from_the_environment() -> None:
+    template = read_template(TEMPLATE.read_text(), ENVIRONMENT)
+    properties = template["variables"]["properties"]
+    assert properties["image"]["default"] == "x-flow:local"
+    assert properties["networks"]["default"] == ["x_flows"]
+    assert properties["env"]["default"] == {"ACTIVITY_API_URL": "http://a"}
+    assert "${" not in json.dumps(template)
+
+
+def test_every_variable_of_the_template_is_used() -> None:
+    template = json.loads(TEMPLATE.read_text())
+    configuration = json.dumps(template["job_configuration"])
+    for name in template["variables"]["properties"]:
+        assert f"{{{{ {name} }}}}" in configuration
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("{", "Expecting property name"), ('{"a": "${NOWHERE}"}', "no 'NOWHERE'")]
+)
+def test_a_wrong_template_is_named(text: str, found: str) -> None:
+    with pytest.raises(Problem, match=found):
+        read_template(text, ENVIRONMENT)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "found"),
+    [
+        ({"cron": "0 9 * *"}, "0 9"),
+        ({"cron": "61 9 * * *"}, "61 9"),
+        ({"cron": "0 9 * * *", "timezone": "Mars/Olympus"}, "Mars/Olympus"),
+        ({"cron": "0 9 * * *", "interval": 60}, "one of `cron:`"),
+        ({"slug": "x"}, "one of `cron:`"),
+        ("0 9 * * *", "one of `cron:`"),
+    ],
+)
+def test_wrong_schedules_are_named(schedule: Any, found: str) -> None:
+    with pytest.raises(Problem) as error:
+        check_schedule(schedule, "change it")
+    assert found in str(error.value)
+    assert "change it" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"cron": "0 9 * * *", "timezone": "Europe/Berlin"},
+        {"cron": "0 9 * * *", "timezone": "{{ prefect.variables.schedule_timezone }}"},
+        {"interval": 600},
+        {"rrule": "FREQ=DAILY"},
+    ],
+)
+def test_right_schedules_pass(schedule: Any) -> None:
+    check_schedule(schedule, "")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"name": None}, "`name:`"),
+        ({"entrypoint": "flows/suggest_activity.py"}, "`entrypoint: flows/module.py:function`"),
+        ({"entrypoint": "flows/nowhere.py:nowhere"}, "a flow at flows/nowhere.py:nowhere"),
+        ({"work_pool": {}}, "`work_pool: {name: docker-pool}`"),
+        ({"schedules": [{"cron": "x"}]}, "a cron expression"),
+    ],
+)
+def test_wrong_entries_are_named(change: dict[str, Any], expected: str) -> None:
+    with pytest.raises(Problem) as error:
+        check({**ENTRY, **change})
+    assert expected in str(error.value)
+
+
+def test_fingerprint_follows_entry_steps_flow_and_references(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flow = check(ENTRY)
+    plain = fingerprint({}, ENTRY, flow)
+    assert plain == fingerprint({"deployments": ["others"]}, dict(reversed(ENTRY.items())), flow)
+    assert plain != fingerprint({"pull": []}, ENTRY, flow)
+    assert plain != fingerprint({}, {**ENTRY, "tags": ["x"]}, flow)
+    assert plain != fingerprint({}, ENTRY, flow.with_options(description="another"))
+    templated = {**ENTRY, "tags": ["{{ $TAG }}"]}
+    monkeypatch.setenv("TAG", "a")
+    before = fingerprint({}, templated, flow)
+    monkeypatch.setenv("TAG", "b")
+    assert fingerprint({}, templated, flow) != before
