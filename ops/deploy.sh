@@ -9,5 +9,6 @@ build deploy || die "flow image" "a build that ends" "the error above" "mend it,
 # The service's own container, not a `run` beside it: `make status` tells how the last deploy went.
 docker compose up --detach --no-deps --force-recreate --quiet-pull deploy 2>/dev/null ||
   die "server" "running" "no answer from it" "make up"
-docker compose logs --follow --no-log-prefix deploy
-exit "$(docker inspect --format '{{.State.ExitCode}}' "$(docker compose ps --all --quiet deploy)")"
+container=$(docker compose ps --all --quiet deploy)
+docker logs --follow "$container"
+exit "$(docker inspect --format '{{.State.ExitCode}}' "$container")"

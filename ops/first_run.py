@@ -88,9 +88,7 @@ async def tell(client: PrefectClient) -> None:
         print(f"  artifact   {ARTIFACT}\n")
         for line in str(artifact.data).splitlines():
             print(f"    {line}".rstrip())
-    print(
-        "\nNext: your flow in flows/, an entry in prefect.yaml, `make deploy`. Health: `make status`"
-    )
+    print("\nNext: your flow in flows/, its entry in prefect.yaml, then: make deploy")
 
 
 async def next_runs(client: PrefectClient, count: int = 3) -> list[str]:

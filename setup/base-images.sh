@@ -17,7 +17,7 @@ main() {
 present_or_pulled() {
   if docker image inspect "$1" >/dev/null 2>&1; then
     ok "$1 is here"
-  elif docker pull --quiet "$1" >/dev/null 2>&1; then
+  elif say "  ..    pulling $1" && docker pull --quiet "$1" >/dev/null 2>&1; then
     ok "$1 pulled"
   else
     step "$1 can't be pulled: building it from Debian's packages"

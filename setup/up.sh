@@ -27,7 +27,7 @@ explain() {
   for service in $(docker compose ps --all --format '{{.Service}} {{.State}} {{.ExitCode}} {{.Health}}' |
     awk '($2 == "exited" && $3 != 0) || $2 == "restarting" || $4 == "unhealthy" {print $1}'); do
     printf '\n==> The last lines of %s\n' "$service" >&2
-    docker compose logs --no-log-prefix --tail 40 "$service" >&2
+    docker logs --tail 60 "$(docker compose ps --all --quiet "$service")" >&2
   done
   printf '\nThe stack is not complete. Mend the cause above, then: make up\n' >&2
 }

@@ -28,7 +28,7 @@ from prefect.cli import app
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, ScriptError
 from prefect.flows import load_flow_from_entrypoint
 from prefect.variables import Variable
 from pydantic import ValidationError
@@ -203,7 +203,8 @@ def check(entry: Any) -> Flow[..., Any]:
         # Imports the module as a run would. `prefect deploy` is content with a placeholder.
         return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     except (Exception, SystemExit) as error:
-        found = "".join(traceback.format_exception_only(error)).strip()
+        cause = error.user_exc if isinstance(error, ScriptError) else error
+        found = "".join(traceback.format_exception_only(cause)).strip()
         raise Problem(
             f"a flow at {entrypoint}",
             found,
