@@ -70,8 +70,6 @@ def test_login(page: Page) -> None:
     page.goto("/")
     expect(page.get_by_role("button", name="Login")).to_be_visible()
     expect(menu(page, "Runs")).to_be_hidden()
-    shoot(page, "login")
-
     log_in(page, "admin:not-the-password")
     expect(page.get_by_text("Invalid credentials")).to_be_visible()
     expect(menu(page, "Runs")).to_be_hidden()
@@ -132,7 +130,6 @@ def test_deployment(ui: Page) -> None:
     expect(ui.get_by_role("switch", name="At 09:00 AM")).to_be_checked()
     expect(ui.get_by_text("Next Run")).to_be_visible()
     expect(ui.get_by_text("auto-scheduled").first).to_be_visible()
-    shoot(ui, "deployment")
 
 
 def log_in(page: Page, login: str) -> None:
