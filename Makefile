@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-FLOW ?= suggest-activity/daily
+export FLOW ?= suggest-activity/daily
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -9,6 +9,7 @@ up: ## From whatever this machine is to a running stack, its flows deployed, one
 
 down: ## Take the stack down; data stays
 	@ops/down.sh
+	@echo "Down. History, schedules and settings are kept. Again: make up. For good: make destroy"
 
 destroy: ## Remove the stack and its data (asks; YES=1 skips the question)
 	@ops/destroy.sh
@@ -17,7 +18,7 @@ deploy: ## Apply flows/, prefect.yaml and the base job template to the running s
 	@ops/deploy.sh
 
 run: ## Run a deployment now and wait for its end: make run FLOW=suggest-activity/daily
-	@ops/run.sh $(FLOW)
+	@ops/run.sh
 
 status: ## Is everything right? Services, worker, last runs, next runs
 	@ops/status.sh

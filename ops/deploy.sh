@@ -4,7 +4,7 @@ set -eu
 cd "$(dirname "$0")/.."
 . setup/lib.sh
 
-require_env
+require_server
 build deploy || die "flow image" "a build that ends" "the error above" "mend it, then: make deploy"
 # The service's own container, not a `run` beside it: `make status` tells how the last deploy went.
 docker compose up --detach --no-deps --force-recreate --quiet-pull deploy 2>/dev/null ||

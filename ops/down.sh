@@ -9,12 +9,11 @@ require_env
 docker compose stop worker
 runs=$(docker ps --quiet --filter label=io.prefect.flow-run-id --filter "network=$(flows_network)")
 if [ -n "$runs" ]; then
-  say "Stopping the flow runs that are still going; they are reported as Crashed:"
+  say "Stopping the flow runs that are still going; they are Crashed, at the latest after the next make up:"
   # shellcheck disable=SC2086  # an id a word
-  docker stop --time 30 $runs
+  docker stop -t 30 $runs
 fi
 ended=$(docker ps --all --quiet --filter label=io.prefect.flow-run-id --filter "network=$(flows_network)")
 # shellcheck disable=SC2086  # an id a word
 [ -z "$ended" ] || docker rm $ended >/dev/null
 docker compose down --remove-orphans
-say "Down. History, schedules and settings are kept. Again: make up. For good: make destroy"

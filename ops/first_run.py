@@ -96,10 +96,10 @@ async def next_runs(client: PrefectClient, count: int = 3) -> list[str]:
     scheduled = {deployment.id: deployment for deployment in await scheduled_deployments(client)}
     names = await full_names(client)
     deadline = time.monotonic() + SCHEDULER_SECONDS
-    runs = await waiting_runs(client)
+    runs = await waiting_runs(client, limit=200)
     while scheduled and not runs and time.monotonic() < deadline:
         await asyncio.sleep(1)
-        runs = await waiting_runs(client)
+        runs = await waiting_runs(client, limit=200)
     lines: list[str] = []
     for run in runs:
         if len(lines) < count and run.deployment_id in scheduled and run.expected_start_time:

@@ -5,6 +5,8 @@ from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
     FlowRunFilter,
     FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
@@ -35,15 +37,25 @@ async def scheduled_deployments(client: PrefectClient) -> list[DeploymentRespons
     ]
 
 
-async def waiting_runs(client: PrefectClient) -> list[FlowRun]:
-    """The runs that wait in the database for a time to come, the next one first (200 at most)."""
+async def waiting_runs(
+    client: PrefectClient, limit: int, deployment: DeploymentResponse | None = None
+) -> list[FlowRun]:
+    """The runs that wait in the database for a time to come, the next one first.
+
+    Args:
+        client: Of the server to ask.
+        limit: How many at most (200 is the server's own limit).
+        deployment: Whose runs; by default everybody's.
+    """
+    only = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id])) if deployment else None
     return await client.read_flow_runs(
+        deployment_filter=only,
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
             expected_start_time=FlowRunFilterExpectedStartTime(after_=datetime.now(UTC)),
         ),
         sort=FlowRunSort.EXPECTED_START_TIME_ASC,
-        limit=200,
+        limit=limit,
     )
 
 

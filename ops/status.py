@@ -7,7 +7,6 @@ the Compose file has. Exit code 0 only if nothing is wrong.
 import asyncio
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -98,12 +97,11 @@ def poll_problems(poll: datetime | None, now: datetime) -> list[str]:
 
 async def schedule_problems(client: PrefectClient, names: dict[UUID, str]) -> list[str]:
     """Schedules without a run waiting in the database, and runs whose time has passed."""
-    waiting = Counter(run.deployment_id for run in await waiting_runs(client))
     problems = [
         f"{names[deployment.id]}: is scheduled, but no run of it waits in the database. "
         "Next: docker compose logs server"
         for deployment in await scheduled_deployments(client)
-        if not waiting[deployment.id]
+        if not await waiting_runs(client, 1, deployment)
     ]
     late = await client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
@@ -145,7 +143,7 @@ async def last_runs_table(client: PrefectClient, names: dict[UUID, str], now: da
 async def next_runs_table(client: PrefectClient, names: dict[UUID, str], now: datetime) -> Table:
     """The runs that wait for their time."""
     table = Table("next runs", "", "", box=None, header_style="bold")
-    for run in (await waiting_runs(client))[:ROWS]:
+    for run in await waiting_runs(client, ROWS):
         if start := run.expected_start_time:
             name = names.get(run.deployment_id, "-") if run.deployment_id else "by hand"
             table.add_row(name, f"{start:%Y-%m-%d %H:%M:%S} UTC", f"in {rough(start - now)}")

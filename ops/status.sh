@@ -5,11 +5,10 @@ cd "$(dirname "$0")/.."
 . setup/lib.sh
 
 require_env
-if [ "$(docker compose ps --format '{{.State}}' server)" = running ]; then
-  # shellcheck disable=SC2046  # a service a word
-  docker compose ps --all --format json |
-    docker compose exec -T server entrypoint.sh python -m ops.status $(docker compose config --services)
-else
+if [ "$(docker compose ps --format '{{.State}}' server)" != running ]; then
   docker compose ps --all
-  die "server" "running" "not running: nobody can be asked about workers and runs" "make up"
 fi
+require_server
+# shellcheck disable=SC2046  # a service a word
+docker compose ps --all --format json |
+  docker compose exec -T server entrypoint.sh python -m ops.status $(docker compose config --services)

@@ -21,7 +21,7 @@ write_env() {
     case $line in
       [A-Z]*=*)
         key=${line%%=*}
-        printf '%s=%s\n' "$key" "$(printenv "$key" || initial "$key" "${line#*=}")"
+        printf '%s=%s\n' "$key" "$(given "$key" || initial "$key" "${line#*=}")"
         ;;
       *) printf '%s\n' "$line" ;;
     esac
@@ -30,14 +30,19 @@ write_env() {
   ok ".env written, with a login and passwords of its own"
 }
 
-# initial KEY DEFAULT: the value of KEY in a new .env.
+# given KEY: what the environment says. But for PREFECT_API_URL: who uses Prefect elsewhere has it set.
+given() {
+  [ "$1" != PREFECT_API_URL ] && printenv "$1"
+}
+
+# initial KEY DEFAULT: the value of KEY in a new .env. A stack whose .env was lost has its secrets still.
 initial() {
   case $1 in
-    PREFECT_API_AUTH_STRING) printf 'admin:%s' "$(random 24)" ;;
-    POSTGRES_PASSWORD) random 32 ;;
+    PREFECT_API_AUTH_STRING) cat .secrets/api_auth_string 2>/dev/null || printf 'admin:%s' "$(random 24)" ;;
+    POSTGRES_PASSWORD) cat .secrets/postgres_password 2>/dev/null || random 32 ;;
     # A Fernet key: 32 bytes in URL-safe base64. 43 random characters and "=" decode to just that,
     # as long as the last one has its two lowest bits clear, which "A" has.
-    PREFECT_SERVER_ENCRYPTION_KEY) printf '%sA=' "$(random 42)" ;;
+    PREFECT_SERVER_ENCRYPTION_KEY) cat .secrets/encryption_key 2>/dev/null || printf '%sA=' "$(random 42)" ;;
     DOCKER_SOCKET) docker_socket ;;
     DOCKER_GID) docker_gid ;;
     CA_BUNDLE) ca_bundle ;;
@@ -82,7 +87,7 @@ write_secret() {
   mkdir -p .secrets
   value=$(env_value "$2")
   [ "$(cat ".secrets/$1" 2>/dev/null)" != "$value" ] || return 0
-  [ ! -e ".secrets/$1" ] || docker compose rm --stop --force server deploy migrate worker
+  [ ! -e ".secrets/$1" ] || docker compose rm --stop --force server deploy migrate worker >/dev/null 2>&1
   printf '%s' "$value" >".secrets/$1"
   chmod 644 ".secrets/$1"
 }

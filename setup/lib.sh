@@ -47,9 +47,9 @@ engine_installable() {
   esac
 }
 
-# env_value KEY: KEY's value in .env, as written there; empty where there is none.
+# env_value KEY: KEY's value in .env, without quotes around it; empty where there is none.
 env_value() {
-  [ ! -r .env ] || sed -n "s/^$1=//p" .env | tail -n 1
+  [ ! -r .env ] || sed -n "s/^$1=//p" .env | tail -n 1 | sed "s/^\([\"']\)\(.*\)\1\$/\2/"
 }
 
 # setting KEY DEFAULT: as Compose sees it: the environment, else .env, else DEFAULT.
@@ -60,6 +60,12 @@ setting() {
 
 require_env() {
   [ -e .env ] || die ".env" "a stack that was set up" "no .env here" "make up"
+}
+
+require_server() {
+  require_env
+  [ "$(docker compose ps --format '{{.State}}' server)" = running ] ||
+    die "server" "running" "not running" "make up"
 }
 
 flows_network() { printf '%s_flows' "$(setting COMPOSE_PROJECT_NAME '')"; }

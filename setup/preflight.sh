@@ -107,7 +107,10 @@ check_socket() {
 check_project() {
   project=$(setting COMPOSE_PROJECT_NAME prefect-stack)
   elsewhere=$(docker ps --all --filter "label=com.docker.compose.project=$project" \
-    --format '{{.Label "com.docker.compose.project.working_dir"}}' | grep -vFx "$PWD" | head -n 1)
+    --format '{{.Label "com.docker.compose.project.working_dir"}}' | sort -u | while read -r folder; do
+    # Through a symbolic link the same folder has two names.
+    [ "$(cd "$folder" 2>/dev/null && pwd -P)" = "$(pwd -P)" ] || echo "$folder"
+  done | head -n 1)
   if [ -n "$elsewhere" ]; then
     failed "COMPOSE_PROJECT_NAME" "a name of this copy's own" "$project, which is the stack of $elsewhere" \
       "set another in .env (no .env yet: COMPOSE_PROJECT_NAME=$project-2 make up), or: docker compose -p $project down"
@@ -117,12 +120,11 @@ check_project() {
 # check_port SERVICE INSIDE KEY DEFAULT: free, or held by this very stack.
 check_port() {
   port=$(setting "$3" "$4")
-  case $port in
-    *[!0-9]* | '')
-      failed "$3" "a port number" "$port" "set $3 in .env"
-      return
-      ;;
-  esac
+  case $port in *[!0-9]* | '' | ??????*) number=0 ;; *) number=$port ;; esac
+  if [ "$number" -lt 1 ] || [ "$number" -gt 65535 ]; then
+    failed "$3" "a port number, 1 to 65535" "$port" "set $3 in .env"
+    return
+  fi
   if ! listening "$port"; then
     ok "port $port is free"
   elif [ "$(docker compose port "$1" "$2" 2>/dev/null)" = "127.0.0.1:$port" ]; then
@@ -150,6 +152,13 @@ check_env() {
     return
   fi
   before=$failures
+  if grep -q "$(printf '\r')" .env; then
+    failed ".env" "Unix line ends" "Windows line ends (CRLF)" "tr -d '\\r' <.env >.env.new && mv .env.new .env"
+    return
+  fi
+  for key in COMPOSE_PROJECT_NAME PREFECT_PORT UPSTREAM_PORT SCHEDULE_TIMEZONE ACTIVITY_API_URL; do
+    check_override "$key"
+  done
   check_value COMPOSE_PROJECT_NAME '^[a-z0-9][a-z0-9_-]*$' "lower-case letters, digits, - and _"
   check_value SCHEDULE_TIMEZONE '^[A-Za-z0-9_+/-]+$' "an IANA time zone such as Europe/Berlin"
   check_value ACTIVITY_API_URL '^https?://[^[:space:]]+$' "a URL that begins with http:// or https://"
@@ -159,6 +168,15 @@ check_env() {
   check_value PREFECT_SERVER_ENCRYPTION_KEY '^[A-Za-z0-9_-]{43}=$' "44 characters, the last one ="
   check_timezone
   [ "$failures" -gt "$before" ] || ok ".env"
+}
+
+# check_override KEY: Compose would follow the environment this once, and .env the next time.
+check_override() {
+  value=$(printenv "$1" || env_value "$1")
+  if [ "$value" != "$(env_value "$1")" ]; then
+    failed "$1 in the environment" "what .env says, $(env_value "$1"), or nothing" "$value" \
+      "unset $1, or set it in .env"
+  fi
 }
 
 # check_value KEY PATTERN EXPECTED

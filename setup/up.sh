@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 . setup/lib.sh
 
 main() {
+  trap 'printf "\nInterrupted. Nothing is lost; go on with: make up\n" >&2; exit 130' INT TERM
   setup/preflight.sh
   # ── Nothing was touched above this line ──
   setup/engine.sh
@@ -15,8 +16,10 @@ main() {
 }
 
 start() {
-  step "Starting the stack"
-  docker compose up --detach --wait --quiet-pull --remove-orphans || {
+  step "Starting the stack (half a minute)"
+  progress=quiet
+  [ ! -t 1 ] || progress=auto
+  docker compose --progress "$progress" up --detach --wait --quiet-pull --remove-orphans || {
     explain
     exit 1
   }

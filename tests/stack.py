@@ -202,6 +202,19 @@ class Stack:
             lambda: docker("ps", "--quiet", "--filter", label).strip() or None,
         )
 
+    def running(self, run_id: str, seconds: float = 60) -> None:
+        """Waits until a flow run is Running."""
+        eventually(
+            f"flow run {run_id} running",
+            seconds,
+            lambda: self.api("GET", f"/flow_runs/{run_id}")["state_type"] == "RUNNING" or None,
+        )
+
+    def gone(self, run_id: str) -> bool:
+        """Is there no container of the flow run, not even an ended one?"""
+        label = f"label=io.prefect.flow-run-id={run_id}"
+        return not docker("ps", "--all", "--quiet", "--filter", label)
+
     def finished(self, run_id: str, seconds: float = 180) -> dict[str, Any]:
         """The flow run, as soon as it is in a final state."""
 

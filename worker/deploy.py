@@ -61,6 +61,9 @@ def main() -> int:
         print(
             f"\n{len(failed)} not deployed: {', '.join(failed)}. Mend the above, then: make deploy"
         )
+        print(
+            "The image has the new code: what ran before and is broken now fails at its next run."
+        )
     return 1 if failed else 0
 
 
@@ -148,7 +151,7 @@ def read_project() -> dict[str, Any]:
     """prefect.yaml as a dictionary with a list ``deployments``."""
     try:
         project = yaml.safe_load(DEPLOYMENTS.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Problem(f"YAML in {DEPLOYMENTS}", str(error), "mend it, then: make deploy") from error
     if not isinstance(project, dict) or not isinstance(project.get("deployments"), list):
         raise Problem(

@@ -245,6 +245,48 @@ def test_a_database_password_that_the_volume_does_not_know(
     assert {run["id"] for run in stack.runs(DAILY)} == history
 
 
+def test_a_prefect_yaml_that_is_not_there(stack: Stack, first_run: dict[str, Any]) -> None:
+    path = stack.folder / "prefect.yaml"
+    path.rename(stack.folder / "away.yaml")
+    output = stack.make("deploy", code=2)
+    (stack.folder / "away.yaml").rename(path)
+    assert "prefect.yaml" in output
+    assert "FAIL  flow image" in output
+    assert "unchanged" in stack.make("deploy")
+
+
+def test_verbs_of_a_stack_that_is_down_say_so(stack: Stack, first_run: dict[str, Any]) -> None:
+    stack.make("down")
+    for verb in ("status", "run", "deploy"):
+        output = stack.make(verb, code=2)
+        assert "FAIL  server" in output
+        assert "make up" in output
+    stack.make("up")
+
+
+@pytest.mark.parametrize("flow", ["", "x", "my flow"])
+def test_run_wants_a_flow_and_a_deployment(
+    stack: Stack, first_run: dict[str, Any], flow: str
+) -> None:
+    output = stack.make("run", f"FLOW={flow}", code=2)
+    assert "FAIL  FLOW" in output
+    assert flow in output
+
+
+def test_windows_line_ends_are_named_as_such(project_copy: Stack) -> None:
+    text = (project_copy.folder / ".env.example").read_text()
+    (project_copy.folder / ".env").write_bytes(text.replace("\n", "\r\n").encode())
+    output = project_copy.make("up", code=2)
+    assert "Windows line ends (CRLF)" in output
+    assert "SCHEDULE_TIMEZONE" not in output
+
+
+def test_an_environment_that_says_other_than_env(stack: Stack, first_run: dict[str, Any]) -> None:
+    output = stack.make("up", code=2, env={"PREFECT_PORT": "4711"})
+    assert "FAIL  PREFECT_PORT in the environment" in output
+    assert "unset PREFECT_PORT" in output
+
+
 def test_a_second_copy_under_the_same_name(stack: Stack, project_copy: Stack) -> None:
     settings = {**project_copy.settings, "COMPOSE_PROJECT_NAME": stack.project}
     output = project_copy.make("up", code=2, env=settings)

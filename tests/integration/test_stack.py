@@ -163,27 +163,19 @@ def test_a_run_has_a_locked_down_container_of_its_own(
     assert b"Read-only file system" in written.stderr
 
     assert stack.finished(run)["state_type"] == "COMPLETED"
-    eventually("its container gone", 30, lambda: gone(run) or None)
-
-
-def gone(run: str) -> bool:
-    return not docker("ps", "--all", "--quiet", "--filter", f"label=io.prefect.flow-run-id={run}")
+    eventually("its container gone", 30, lambda: stack.gone(run) or None)
 
 
 def test_a_killed_container_makes_a_crashed_run(stack: Stack, first_run: dict[str, Any]) -> None:
     """Docker forgets the exit code of a container that it removes by itself; our worker doesn't."""
     run = stack.start(DAILY, url="http://upstream:8000/api/activity?fault_delay=60")
     container = stack.container(run)
-    eventually(
-        "running",
-        60,
-        lambda: stack.api("GET", f"/flow_runs/{run}")["state_type"] == "RUNNING" or None,
-    )
+    stack.running(run)
     docker("kill", container)
     ended = stack.finished(run, 60)
     assert ended["state_type"] == "CRASHED"
     assert "137" in ended["state"]["message"]
-    eventually("its container gone", 30, lambda: gone(run) or None)
+    eventually("its container gone", 30, lambda: stack.gone(run) or None)
 
 
 def test_nobody_gets_in_without_the_login(stack: Stack, first_run: dict[str, Any]) -> None:

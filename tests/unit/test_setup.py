@@ -1,5 +1,6 @@
 """setup/: .env is written once, completely and privately; secrets reach processes as files."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -33,10 +34,22 @@ def test_env_is_written_once_with_secrets_of_its_own(project_copy: Stack) -> Non
     assert path.read_text() == first
     assert not list(project_copy.folder.glob(".env.??????"))
 
+    # .env lost: the stack's secrets are still where the containers have them from.
     path.unlink()
+    project_copy.run("setup/env.sh", env=MACHINE)
+    assert [settings_of(path)[key] for key in SECRETS] == [values[key] for key in SECRETS]
+
+    path.unlink()
+    shutil.rmtree(project_copy.folder / ".secrets")
     project_copy.run("setup/env.sh", env=MACHINE)
     again = settings_of(path)
     assert not [key for key in SECRETS if again[key] == values[key]]
+
+
+def test_another_servers_address_is_not_taken_over(project_copy: Stack) -> None:
+    project_copy.run("setup/env.sh", env={"PREFECT_API_URL": "http://elsewhere/api", **MACHINE})
+    url = settings_of(project_copy.folder / ".env")["PREFECT_API_URL"]
+    assert url == "http://127.0.0.1:${PREFECT_PORT}/api"
 
 
 def test_secret_files_follow_env_in_a_closed_folder(project_copy: Stack) -> None:

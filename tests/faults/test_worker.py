@@ -1,0 +1,47 @@
+"""A worker that dies leaves containers and runs behind; the next one settles them."""
+
+from typing import Any
+
+from tests.stack import Stack, docker, eventually
+
+DAILY = "suggest-activity/daily"
+URL = "http://upstream:8000/api/activity"
+
+
+def test_the_next_worker_settles_what_a_killed_one_left(
+    stack: Stack, first_run: dict[str, Any]
+) -> None:
+    lives, killed, removed = (
+        stack.start(DAILY, url=f"{URL}?fault_delay=40&fault_times=1&fault_key={name}")
+        for name in ("lives", "killed", "removed")
+    )
+    containers = {run: stack.container(run) for run in (lives, killed, removed)}
+    for run in containers:
+        eventually(
+            "running",
+            60,
+            lambda run=run: (
+                stack.api("GET", f"/flow_runs/{run}")["state_type"] == "RUNNING" or None
+            ),
+        )
+    stack.run("docker", "compose", "kill", "worker")
+    docker("kill", containers[killed])
+    docker("rm", "--force", containers[removed])
+    stack.run("docker", "compose", "start", "worker")
+
+    assert "exit code 137" in stack.finished(killed, 60)["state"]["message"]
+    assert stack.finished(lives, 120)["state_type"] == "COMPLETED"
+    assert stack.finished(removed, 120)["state"]["message"] == "Its container is gone."
+    eventually(
+        "their containers gone",
+        30,
+        lambda: not [run for run in containers if not stack.gone(run)] or None,
+    )
+
+
+def test_a_container_that_is_taken_away_makes_a_crashed_run(
+    stack: Stack, first_run: dict[str, Any]
+) -> None:
+    run = stack.start(DAILY, url=f"{URL}?fault_delay=60")
+    docker("rm", "--force", stack.container(run))
+    assert stack.finished(run, 60)["state_type"] == "CRASHED"
