@@ -7,8 +7,7 @@ cd "$(dirname "$0")/.."
 require_server
 build deploy || die "flow image" "a build that ends" "the error above" "mend it, then: make deploy"
 # The service's own container, not a `run` beside it: `make status` tells how the last deploy went.
-docker compose up --detach --no-deps --force-recreate --quiet-pull deploy 2>/dev/null ||
-  die "server" "running" "no answer from it" "make up"
+docker compose --progress quiet up --detach deploy
 container=$(docker compose ps --all --quiet deploy)
-docker logs --follow "$container"
+docker logs --follow --since "$(docker inspect --format '{{.State.StartedAt}}' "$container")" "$container"
 exit "$(docker inspect --format '{{.State.ExitCode}}' "$container")"

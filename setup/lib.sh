@@ -82,17 +82,19 @@ confirm_loss() {
 }
 
 # build [SERVICE]: on a terminal with Compose's own display; elsewhere only what led to a failure.
+# The images that the new ones replaced go.
 build() {
   if [ -t 1 ]; then
-    docker compose build "$@"
-    return
-  fi
-  log=$(mktemp)
-  if docker compose --progress plain build "$@" >"$log" 2>&1; then
-    rm -f "$log"
+    docker compose build "$@" || return 1
   else
-    tail -n 40 "$log" >&2
+    log=$(mktemp)
+    docker compose --progress plain build "$@" >"$log" 2>&1 || {
+      tail -n 40 "$log" >&2
+      rm -f "$log"
+      return 1
+    }
     rm -f "$log"
-    return 1
   fi
+  docker image prune --force \
+    --filter "label=com.docker.compose.project=$(setting COMPOSE_PROJECT_NAME '')" >/dev/null
 }

@@ -17,13 +17,7 @@ def test_the_next_worker_settles_what_a_killed_one_left(
     )
     containers = {run: stack.container(run) for run in (lives, killed, removed)}
     for run in containers:
-        eventually(
-            "running",
-            60,
-            lambda run=run: (
-                stack.api("GET", f"/flow_runs/{run}")["state_type"] == "RUNNING" or None
-            ),
-        )
+        stack.running(run)
     stack.run("docker", "compose", "kill", "worker")
     docker("kill", containers[killed])
     docker("rm", "--force", containers[removed])
