@@ -4,8 +4,19 @@ set -eu
 cd "$(dirname "$0")/.."
 . setup/lib.sh
 
+# confirm_loss QUESTION: nobody there to ask means no.
+confirm_loss() {
+  [ "${YES:-}" = 1 ] && return 0
+  if [ -t 0 ]; then
+    printf '%s [y/N] ' "$1"
+    read -r answer || answer=
+    case $answer in [Yy]*) return 0 ;; esac
+  fi
+  die "destroy" "a yes" "none" "YES=1 make destroy"
+}
+
 require_env
-project=$(setting COMPOSE_PROJECT_NAME '')
+project=$(setting COMPOSE_PROJECT_NAME)
 confirm_loss "Remove the stack \"$project\" with its database: every run, log and artifact?"
 ops/down.sh
 docker compose down --volumes --remove-orphans

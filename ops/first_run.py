@@ -25,7 +25,7 @@ from ops.stack import full_names, scheduled_deployments, waiting_runs, zone_of
 DEPLOYMENT = "suggest-activity/daily"
 ARTIFACT = "activity"
 RUN_SECONDS = 300
-SCHEDULER_SECONDS = 30  # the server looks for new deployments every 5 s
+SCHEDULER_SECONDS = 30  # the server looks for new deployments every second
 
 
 async def main() -> int:
@@ -77,10 +77,11 @@ async def run() -> bool:
 async def tell(client: PrefectClient) -> None:
     """Prints the address, the login, the next runs and the artifact."""
     settings = get_current_settings()
-    login = settings.api.auth_string
+    secret = settings.api.auth_string
+    login = f"{secret.get_secret_value()}  (all of it, in the one field)" if secret else "none"
     print("\n==> Running")
     print(f"  UI         {settings.ui_url}")
-    print(f"  login      {login.get_secret_value() if login else 'none'}")
+    print(f"  login      {login}")
     for number, line in enumerate(await next_runs(client)):
         print(f"  {'next runs' if number == 0 else '':<11}{line}")
     artifact = await Artifact.aget(ARTIFACT)

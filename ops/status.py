@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateName,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from rich.console import Console
@@ -135,8 +135,8 @@ async def last_runs_table(client: PrefectClient, names: dict[UUID, str], now: da
     table = Table("last runs", "", "", "", box=None, header_style="bold")
     for run in runs:
         took = f"took {run.total_run_time.total_seconds():.1f} s"
-        name = names.get(run.deployment_id, "-") if run.deployment_id else "by hand"
-        table.add_row(name, run.name, run.state_name, f"{ago(run.start_time, now)}, {took}")
+        when = f"{ago(run.start_time, now)}, {took}"
+        table.add_row(origin(run, names), run.name, run.state_name, when)
     return table
 
 
@@ -145,9 +145,14 @@ async def next_runs_table(client: PrefectClient, names: dict[UUID, str], now: da
     table = Table("next runs", "", "", box=None, header_style="bold")
     for run in await waiting_runs(client, ROWS):
         if start := run.expected_start_time:
-            name = names.get(run.deployment_id, "-") if run.deployment_id else "by hand"
-            table.add_row(name, f"{start:%Y-%m-%d %H:%M:%S} UTC", f"in {rough(start - now)}")
+            when = f"{start:%Y-%m-%d %H:%M:%S} UTC"
+            table.add_row(origin(run, names), when, f"in {rough(start - now)}")
     return table
+
+
+def origin(run: FlowRun, names: dict[UUID, str]) -> str:
+    """The deployment that a run is of."""
+    return names.get(run.deployment_id, "-") if run.deployment_id else "by hand"
 
 
 def ago(moment: datetime | None, now: datetime) -> str:

@@ -13,7 +13,7 @@ main() {
     ok "Docker engine $(docker version --format '{{.Server.Version}}') answers"
     return
   fi
-  refuse_what_we_cannot_mend
+  engine_can_come die
   if ! command -v dockerd >/dev/null 2>&1; then
     confirm "Install Docker from $(os_release PRETTY_NAME)'s packages and start it?" ||
       die "Docker engine" "one that answers" "none, and you said no" "install Docker, then: make up"
@@ -23,21 +23,13 @@ main() {
   ok "Docker engine $(docker version --format '{{.Server.Version}}') answers"
 }
 
-refuse_what_we_cannot_mend() {
-  if [ -n "${DOCKER_HOST:-}" ]; then
-    die "Docker engine" "an answer from DOCKER_HOST=$DOCKER_HOST" \
-      "$(docker info 2>&1 | tail -n 1)" "start that engine, or: unset DOCKER_HOST"
-  fi
-  if docker info 2>&1 | grep -qi 'permission denied'; then
-    die "Docker engine" "permission to use it" "$(id -un) is not in the docker group" \
-      "sudo usermod -aG docker $(id -un), log in again, then: make up"
-  fi
-  engine_installable ||
-    die "Docker engine" "one that answers" "none on $(os_release PRETTY_NAME)" \
-      "install and start Docker (engine 25 or newer, Compose 2.24 or newer), then: make up"
-  is_root ||
-    die "Docker engine" "one that answers, or root to install it" "none, and you are $(id -un)" \
-      "sudo make engine && sudo usermod -aG docker $(id -un), log in again, then: make up"
+# confirm QUESTION: asks on a terminal; YES=1, or no terminal, means yes.
+confirm() {
+  [ "${YES:-}" = 1 ] && return 0
+  [ -t 0 ] || return 0
+  printf '%s [Y/n] ' "$1"
+  read -r answer || return 1
+  case $answer in '' | [Yy]*) return 0 ;; *) return 1 ;; esac
 }
 
 install_engine() {

@@ -1,4 +1,4 @@
-# Words and questions shared by the scripts of setup/; sourced, never run.
+# What the scripts of setup/ and ops/ share; sourced, never run.
 # shellcheck shell=sh
 
 say() { printf '%s\n' "$*"; }
@@ -14,15 +14,6 @@ problem() {
 die() {
   problem "$@"
   exit 1
-}
-
-# confirm QUESTION: asks on a terminal; YES=1, or no terminal, means yes.
-confirm() {
-  [ "${YES:-}" = 1 ] && return 0
-  [ -t 0 ] || return 0
-  printf '%s [Y/n] ' "$1"
-  read -r answer || return 1
-  case $answer in '' | [Yy]*) return 0 ;; *) return 1 ;; esac
 }
 
 is_root() { [ "$(id -u)" = 0 ]; }
@@ -47,15 +38,38 @@ engine_installable() {
   esac
 }
 
-# env_value KEY: KEY's value in .env, without quotes around it; empty where there is none.
-env_value() {
-  [ ! -r .env ] || sed -n "s/^$1=//p" .env | tail -n 1 | sed "s/^\([\"']\)\(.*\)\1\$/\2/"
+# engine_can_come REPORT: where none answers, can one be installed and started here? If not, calls
+# REPORT with what stands in the way, in the words of `problem`.
+engine_can_come() {
+  if [ -n "${DOCKER_HOST:-}" ]; then
+    "$1" "Docker engine" "an answer from DOCKER_HOST=$DOCKER_HOST" \
+      "$(docker info 2>&1 | tail -n 1)" "start that engine, or: unset DOCKER_HOST"
+  elif docker info 2>&1 | grep -qi 'permission denied'; then
+    "$1" "Docker engine" "permission to use it" "$(id -un) is not in the docker group" \
+      "sudo usermod -aG docker $(id -un), log in again, then: make up"
+  elif ! engine_installable; then
+    "$1" "Docker engine" "one that answers" "none on $(os_release PRETTY_NAME)" \
+      "install and start Docker (engine 25 or newer, Compose 2.24 or newer), then: make up"
+  elif ! is_root; then
+    "$1" "Docker engine" "one that answers, or root to install it" "none, and you are $(id -un)" \
+      "sudo make engine && sudo usermod -aG docker $(id -un), log in again, then: make up"
+  else
+    return 0
+  fi
+  return 1
 }
 
-# setting KEY DEFAULT: as Compose sees it: the environment, else .env, else DEFAULT.
+# value_in FILE KEY: KEY's value there, without quotes around it; empty where there is none.
+value_in() {
+  [ ! -r "$1" ] || sed -n "s/^$2=//p" "$1" | tail -n 1 | sed "s/^\([\"']\)\(.*\)\1\$/\2/"
+}
+
+env_value() { value_in .env "$1"; }
+
+# setting KEY: as Compose sees it, or will: the environment, else .env, else what .env will be made of.
 setting() {
   value=$(printenv "$1" || env_value "$1")
-  printf '%s' "${value:-$2}"
+  printf '%s' "${value:-$(value_in .env.example "$1")}"
 }
 
 require_env() {
@@ -68,18 +82,7 @@ require_server() {
     die "server" "running" "not running" "make up"
 }
 
-flows_network() { printf '%s_flows' "$(setting COMPOSE_PROJECT_NAME '')"; }
-
-# confirm_loss QUESTION: like confirm, but nobody there to ask means no.
-confirm_loss() {
-  [ "${YES:-}" = 1 ] && return 0
-  if [ -t 0 ]; then
-    printf '%s [y/N] ' "$1"
-    read -r answer || answer=
-    case $answer in [Yy]*) return 0 ;; esac
-  fi
-  die "destroy" "a yes" "none" "YES=1 make destroy"
-}
+flows_network() { printf '%s_flows' "$(setting COMPOSE_PROJECT_NAME)"; }
 
 # build [SERVICE]: on a terminal with Compose's own display; elsewhere only what led to a failure.
 # The images that the new ones replaced go.
@@ -96,5 +99,5 @@ build() {
     rm -f "$log"
   fi
   docker image prune --force \
-    --filter "label=com.docker.compose.project=$(setting COMPOSE_PROJECT_NAME '')" >/dev/null
+    --filter "label=com.docker.compose.project=$(setting COMPOSE_PROJECT_NAME)" >/dev/null
 }

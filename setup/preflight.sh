@@ -27,12 +27,12 @@ main() {
     check_socket
     check_project
   else
-    check_engine_can_come
+    if engine_can_come failed; then ok "no Docker engine yet: it will be installed and started"; fi
     check_memory "$(awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo 2>/dev/null || echo 0)"
     check_disk /var/lib
   fi
-  check_port server 4200 PREFECT_PORT 4200
-  check_port upstream 8000 UPSTREAM_PORT 4280
+  check_port server 4200 PREFECT_PORT
+  check_port upstream 8000 UPSTREAM_PORT
   if [ "$failures" -gt 0 ]; then
     printf '\n%s of the above to mend, then: make up\n' "$failures" >&2
     exit 1
@@ -55,22 +55,6 @@ at_least() {
 check_version() {
   if at_least "$2" "$3"; then ok "$1 $3"; else
     failed "$1" "$2 or newer" "$3" "update Docker (Debian, Ubuntu: from the distribution's or Docker's packages)"
-  fi
-}
-
-check_engine_can_come() {
-  if [ -n "${DOCKER_HOST:-}" ]; then
-    failed "Docker engine" "an answer from DOCKER_HOST=$DOCKER_HOST" "none" "start it, or: unset DOCKER_HOST"
-  elif docker info 2>&1 | grep -qi 'permission denied'; then
-    failed "Docker engine" "permission to use it" "$(id -un) may not" \
-      "sudo usermod -aG docker $(id -un), and log in again"
-  elif ! engine_installable; then
-    failed "Docker engine" "one that answers" "none" "install and start Docker on $(os_release PRETTY_NAME)"
-  elif ! is_root; then
-    failed "Docker engine" "one that answers" "none, and only root can install it" \
-      "sudo make engine && sudo usermod -aG docker $(id -un), and log in again"
-  else
-    ok "no Docker engine yet: it will be installed and started"
   fi
 }
 
@@ -105,7 +89,7 @@ check_socket() {
 # Compose knows a stack by its name alone: a second copy under the same name would take over the
 # first one's containers and database.
 check_project() {
-  project=$(setting COMPOSE_PROJECT_NAME prefect-stack)
+  project=$(setting COMPOSE_PROJECT_NAME)
   elsewhere=$(docker ps --all --filter "label=com.docker.compose.project=$project" \
     --format '{{.Label "com.docker.compose.project.working_dir"}}' | sort -u | while read -r folder; do
     # Through a symbolic link the same folder has two names.
@@ -117,9 +101,9 @@ check_project() {
   fi
 }
 
-# check_port SERVICE INSIDE KEY DEFAULT: free, or held by this very stack.
+# check_port SERVICE INSIDE KEY: free, or held by this very stack.
 check_port() {
-  port=$(setting "$3" "$4")
+  port=$(setting "$3")
   case $port in *[!0-9]* | '' | ??????*) number=0 ;; *) number=$port ;; esac
   if [ "$number" -lt 1 ] || [ "$number" -gt 65535 ]; then
     failed "$3" "a port number, 1 to 65535" "$port" "set $3 in .env"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.stack import PROJECT, Stack, bystanders, left_behind, settings_of
+from tests.stack import DAILY, PROJECT, Stack, bystanders, left_behind, settings_of
 
 EVIDENCE = PROJECT / "test-evidence"
 
@@ -48,7 +48,7 @@ def first_run(stack: Stack) -> dict[str, Any]:
     """A completed run of the daily deployment, brought about by `make up`."""
     output = stack.make("up")
     assert "==> Running" in output
-    return stack.runs("suggest-activity/daily")[0]
+    return stack.runs(DAILY)[0]
 
 
 @pytest.hookimpl(wrapper=True)

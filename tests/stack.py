@@ -15,6 +15,8 @@ import requests
 from testcontainers.compose import DockerCompose
 
 PROJECT = Path(__file__).parent.parent
+DAILY = "suggest-activity/daily"
+ACTIVITY_URL = "http://upstream:8000/api/activity"  # as flow containers see it
 T = TypeVar("T")
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 

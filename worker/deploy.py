@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -33,7 +33,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.variables import Variable
 from pydantic import ValidationError
 
-POOL = "docker-pool"
+WORK_POOL = "docker-pool"
 TEMPLATE = Path(__file__).with_name("base-job-template.json")
 DEPLOYMENTS = Path("prefect.yaml")
 REFERENCE = re.compile(r"\{\{\s*(\$|prefect\.variables\.)([\w-]+)")
@@ -51,7 +51,7 @@ def main() -> int:
     """Deploys everything; returns the exit code."""
     try:
         with get_client(sync_client=True) as client:
-            say(f"work pool {POOL}: {apply_work_pool(client)}")
+            say(f"work pool {WORK_POOL}: {apply_work_pool(client)}")
             Variable.set("schedule_timezone", schedule_timezone(), overwrite=True)
             failed = [name for name, ok in deploy_all(client, read_project()) if not ok]
     except Problem as problem:
@@ -86,19 +86,19 @@ def apply_work_pool(client: SyncPrefectClient) -> str:
     """
     template = read_template(TEMPLATE.read_text(), os.environ)
     try:
-        found = client.read_work_pool(POOL).base_job_template
+        found = client.read_work_pool(WORK_POOL).base_job_template
     except ObjectNotFound:
         client.create_work_pool(
-            WorkPoolCreate(name=POOL, type="docker", base_job_template=template)
+            WorkPoolCreate(name=WORK_POOL, type="docker", base_job_template=template)
         )
         return "created"
     if found == template:
         return "unchanged"
-    client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template))
+    client.update_work_pool(WORK_POOL, WorkPoolUpdate(base_job_template=template))
     return "updated"
 
 
-def read_template(text: str, environment: "os._Environ[str] | dict[str, str]") -> dict[str, Any]:
+def read_template(text: str, environment: Mapping[str, str]) -> dict[str, Any]:
     """The base job template with ``${NAME}`` replaced by what Compose says of this stack.
 
     Raises:
@@ -201,7 +201,7 @@ def check(entry: Any) -> Flow[..., Any]:
     for schedule in entry.get("schedules") or []:
         check_schedule(schedule, mend)
     if not (entry.get("work_pool") or {}).get("name"):
-        raise Problem(f"`work_pool: {{name: {POOL}}}`", "none", mend)
+        raise Problem(f"`work_pool: {{name: {WORK_POOL}}}`", "none", mend)
     try:
         # Imports the module as a run would. `prefect deploy` is content with a placeholder.
         return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)

@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.stack import Stack, docker, left_behind, settings_of
-
-DAILY = "suggest-activity/daily"
+from tests.stack import DAILY, Stack, docker, left_behind, settings_of
 
 
 @contextmanager

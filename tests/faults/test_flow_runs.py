@@ -2,20 +2,17 @@
 
 from typing import Any
 
-from tests.stack import Stack
-
-DAILY = "suggest-activity/daily"
-URL = "http://upstream:8000/api/activity"
+from tests.stack import ACTIVITY_URL, DAILY, Stack
 
 
 def test_api_faults(stack: Stack, first_run: dict[str, Any]) -> None:
     """All at once: most of the time of each is waiting for a retry."""
-    heals = stack.start(DAILY, url=f"{URL}?fault_status=500&fault_times=2&fault_key=heals")
-    slow = stack.start(DAILY, url=f"{URL}?fault_delay=30&fault_times=1&fault_key=slow")
-    html = stack.start(DAILY, url=f"{URL}?fault_body=not-json")
-    empty = stack.start(DAILY, url=f"{URL}?type=no-such-type")
+    heals = stack.start(DAILY, url=f"{ACTIVITY_URL}?fault_status=500&fault_times=2&fault_key=heals")
+    slow = stack.start(DAILY, url=f"{ACTIVITY_URL}?fault_delay=30&fault_times=1&fault_key=slow")
+    html = stack.start(DAILY, url=f"{ACTIVITY_URL}?fault_body=not-json")
+    empty = stack.start(DAILY, url=f"{ACTIVITY_URL}?type=no-such-type")
     down = stack.start(DAILY, url="http://upstream:1/api/activity")
-    refused = stack.start(DAILY, url=f"{URL}?fault_status=404")
+    refused = stack.start(DAILY, url=f"{ACTIVITY_URL}?fault_status=404")
 
     assert stack.finished(heals)["state_type"] == "COMPLETED"
     tasks = stack.task_runs(heals)
@@ -24,9 +21,10 @@ def test_api_faults(stack: Stack, first_run: dict[str, Any]) -> None:
     assert stack.finished(slow)["state_type"] == "COMPLETED"
     assert "Read timed out" in stack.logs(slow)
 
+    no_activity = "answered 200 with no activity in it"
     for run, cause in {
-        html: f"{URL}?fault_body=not-json answered 200 with no activity in it (body: Invalid",
-        empty: f"{URL}?type=no-such-type answered 200 with no activity in it (activity: Field",
+        html: f"{ACTIVITY_URL}?fault_body=not-json {no_activity} (body: Invalid",
+        empty: f"{ACTIVITY_URL}?type=no-such-type {no_activity} (activity: Field",
         down: "Connection refused",
         refused: "404 Client Error",
     }.items():

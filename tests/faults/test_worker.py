@@ -2,17 +2,14 @@
 
 from typing import Any
 
-from tests.stack import Stack, docker, eventually
-
-DAILY = "suggest-activity/daily"
-URL = "http://upstream:8000/api/activity"
+from tests.stack import ACTIVITY_URL, DAILY, Stack, docker, eventually
 
 
 def test_the_next_worker_settles_what_a_killed_one_left(
     stack: Stack, first_run: dict[str, Any]
 ) -> None:
     lives, killed, removed = (
-        stack.start(DAILY, url=f"{URL}?fault_delay=40&fault_times=1&fault_key={name}")
+        stack.start(DAILY, url=f"{ACTIVITY_URL}?fault_delay=40&fault_times=1&fault_key={name}")
         for name in ("lives", "killed", "removed")
     )
     containers = {run: stack.container(run) for run in (lives, killed, removed)}
@@ -36,6 +33,6 @@ def test_the_next_worker_settles_what_a_killed_one_left(
 def test_a_container_that_is_taken_away_makes_a_crashed_run(
     stack: Stack, first_run: dict[str, Any]
 ) -> None:
-    run = stack.start(DAILY, url=f"{URL}?fault_delay=60")
+    run = stack.start(DAILY, url=f"{ACTIVITY_URL}?fault_delay=60")
     docker("rm", "--force", stack.container(run))
     assert stack.finished(run, 60)["state_type"] == "CRASHED"

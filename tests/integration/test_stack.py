@@ -6,9 +6,7 @@ from typing import Any
 
 import requests
 
-from tests.stack import PROJECT, Stack, docker, eventually, settings_of
-
-DAILY = "suggest-activity/daily"
+from tests.stack import ACTIVITY_URL, DAILY, PROJECT, Stack, docker, eventually, settings_of
 
 
 def service_ids(stack: Stack) -> dict[str, str]:
@@ -140,7 +138,7 @@ def test_a_schedule_with_a_time_zone_of_its_own(stack: Stack, first_run: dict[st
 def test_a_run_has_a_locked_down_container_of_its_own(
     stack: Stack, first_run: dict[str, Any]
 ) -> None:
-    url = "http://upstream:8000/api/activity?fault_delay=8"
+    url = f"{ACTIVITY_URL}?fault_delay=8"
     run = stack.start(DAILY, url=url)
     container = stack.container(run)
     (facts,) = json.loads(docker("inspect", container))
@@ -171,7 +169,7 @@ def test_a_run_has_a_locked_down_container_of_its_own(
 
 def test_a_killed_container_makes_a_crashed_run(stack: Stack, first_run: dict[str, Any]) -> None:
     """Docker forgets the exit code of a container that it removes by itself; our worker doesn't."""
-    run = stack.start(DAILY, url="http://upstream:8000/api/activity?fault_delay=60")
+    run = stack.start(DAILY, url=f"{ACTIVITY_URL}?fault_delay=60")
     container = stack.container(run)
     stack.running(run)
     docker("kill", container)
