@@ -226,15 +226,27 @@ class Stack:
 
         return eventually(f"a final state of flow run {run_id}", seconds, look)
 
-    def task_runs(self, run_id: str) -> list[dict[str, Any]]:
-        """A flow run's task runs."""
-        found: list[dict[str, Any]] = self.api(
-            "POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}}
+    def said(self, run_id: str, text: str, seconds: float = 30) -> None:
+        """Waits until a flow run's log has a text: the last lines arrive after the final state."""
+        eventually(
+            f"{text!r} in the log of flow run {run_id}",
+            seconds,
+            lambda: text in self.logs(run_id) or None,
         )
-        return found
+
+    def attempts(self, run_id: str, tasks: dict[str, int], seconds: float = 30) -> None:
+        """Waits until these tasks of a flow run were tried so often; recorded as events come in."""
+
+        def look() -> bool | None:
+            of_run = {"flow_runs": {"id": {"any_": [run_id]}}}
+            found = self.api("POST", "/task_runs/filter", of_run)
+            counts = {task["name"].rsplit("-", 1)[0]: task["run_count"] for task in found}
+            return tasks.items() <= counts.items() or None
+
+        eventually(f"{tasks} attempts in flow run {run_id}", seconds, look)
 
     def logs(self, run_id: str) -> str:
-        """A flow run's log lines."""
+        """A flow run's log lines so far."""
         body = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
         return "\n".join(line["message"] for line in self.api("POST", "/logs/filter", body))
 

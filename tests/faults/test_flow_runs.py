@@ -15,11 +15,9 @@ def test_api_faults(stack: Stack, first_run: dict[str, Any]) -> None:
     refused = stack.start(DAILY, url=f"{ACTIVITY_URL}?fault_status=404")
 
     assert stack.finished(heals)["state_type"] == "COMPLETED"
-    tasks = stack.task_runs(heals)
-    attempts = {task["name"].rsplit("-", 1)[0]: task["run_count"] for task in tasks}
-    assert attempts["get_random_activity"] == 3
+    stack.attempts(heals, {"get_random_activity": 3})
     assert stack.finished(slow)["state_type"] == "COMPLETED"
-    assert "Read timed out" in stack.logs(slow)
+    stack.said(slow, "Read timed out")
 
     no_activity = "answered 200 with no activity in it"
     for run, cause in {
@@ -29,8 +27,7 @@ def test_api_faults(stack: Stack, first_run: dict[str, Any]) -> None:
         refused: "404 Client Error",
     }.items():
         assert stack.finished(run)["state_type"] == "FAILED"
-        assert cause in stack.logs(run)
+        stack.said(run, cause)
     # Four attempts each, but for what no retry can mend.
     for run, count in {html: 4, empty: 4, down: 4, refused: 1}.items():
-        (task,) = stack.task_runs(run)
-        assert task["run_count"] == count
+        stack.attempts(run, {"get_random_activity": count})

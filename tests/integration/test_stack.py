@@ -46,7 +46,7 @@ def test_the_activity_is_one_of_the_upstreams(stack: Stack, first_run: dict[str,
     left_by_run = {"flow_run_id": {"any_": [first_run["id"]]}, "key": {"any_": ["activity"]}}
     (artifact,) = stack.api("POST", "/artifacts/filter", {"artifacts": left_by_run})
     assert artifact["data"].splitlines()[0][2:] in {item["activity"] for item in known}
-    assert "How about this" in stack.logs(first_run["id"])
+    stack.said(first_run["id"], "How about this")
 
 
 def test_status_is_right_and_notices_a_stopped_worker(
