@@ -1,8 +1,13 @@
 .DEFAULT_GOAL := help
 export FLOW ?= suggest-activity/daily
+export TO
+override export PARAMS := $(value PARAMS)
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+try: ## A look without Docker: one run of the daily flow, its artifact shown
+	@setup/try.sh
 
 up: ## From whatever this machine is to a running stack, its flows deployed, one run done
 	@setup/up.sh
@@ -17,8 +22,11 @@ destroy: ## Remove the stack and its data (asks; YES=1 skips the question)
 deploy: ## Apply flows/, prefect.yaml and the base job template to the running stack
 	@ops/deploy.sh
 
-run: ## Run a deployment now and wait for its end: make run FLOW=suggest-activity/daily
+run: ## Run a deployment now and show its logs: make run FLOW=cat-fact/on-demand PARAMS='{"count": 3}'
 	@ops/run.sh
+
+data: ## List the files that flows wrote; make data TO=folder copies them out
+	@ops/data.sh
 
 status: ## Is everything right? Services, worker, last runs, next runs
 	@ops/status.sh
@@ -49,4 +57,4 @@ lint: engine venv ## ruff, mypy, shellcheck, hadolint, yamllint, uv.lock, the Co
 	.venv/bin/uv lock --check --quiet
 	docker compose --env-file .env.example config --quiet
 
-.PHONY: help up down destroy deploy run status logs engine images venv test lint
+.PHONY: help try up down destroy deploy run data status logs engine images venv test lint

@@ -1,19 +1,16 @@
 """Suggests something to do: asks an HTTP API for an activity and keeps it as an artifact."""
 
 import os
-from typing import Any
 
-import requests
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import wait
-from prefect.tasks import Task, exponential_backoff
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from prefect.tasks import exponential_backoff
+from pydantic import BaseModel, ConfigDict, Field
+from web import Url, get, worth_a_retry
 
 # The stack's own upstream as this machine sees it; in containers ACTIVITY_API_URL says where it is.
 DEFAULT_URL = "http://127.0.0.1:4280/api/activity"
-TIMEOUT_SECONDS = (5, 10)  # to connect, to wait for the next bytes
 ARTIFACT_KEY = "activity"
 
 
@@ -29,45 +26,18 @@ class Activity(BaseModel):
     link: str | None = None
 
 
-def worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Anything may heal but a request that the API refuses: 4xx other than 408 and 429."""
-    error = state.result(raise_on_failure=False)
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        status = error.response.status_code
-        return status >= 500 or status in (408, 429)
-    return True
-
-
 @task(
+    tags=["api"],
     retries=3,
     retry_delay_seconds=exponential_backoff(2),
     retry_jitter_factor=0.5,
     retry_condition_fn=worth_a_retry,
-    timeout_seconds=60,
+    timeout_seconds=120,
+    persist_result=True,  # a retried run goes on with the activity that it had
 )
 def get_random_activity(url: str) -> Activity:
-    """Asks the API once.
-
-    Args:
-        url: Where to ask; answers with a JSON object that has ``activity``.
-
-    Raises:
-        requests.RequestException: The API can't be reached, is slow, or answers with an error.
-        ValueError: It answered 200 with something else; names the URL and what was missing.
-    """
-    response = requests.get(url, timeout=TIMEOUT_SECONDS)
-    response.raise_for_status()
-    try:
-        return Activity.model_validate_json(response.content)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        raise ValueError(
-            f"{url} answered {response.status_code} with no activity in it ({problems}). "
-            f"The answer begins: {response.text[:200]!r}"
-        ) from None
+    """Asks the API once."""
+    return get(url, Activity, "activity")
 
 
 @task
@@ -100,7 +70,7 @@ def as_markdown(activity: Activity) -> str:
 
 
 @flow
-def suggest_activity(url: str | None = None) -> str:
+def suggest_activity(url: Url = "") -> str:
     """Asks for an activity, says it and keeps it.
 
     Args:

@@ -8,9 +8,10 @@ cd "$(dirname "$0")/.."
 main() {
   umask 077
   [ -e .env ] || write_env
-  write_secret api_auth_string PREFECT_API_AUTH_STRING
-  write_secret postgres_password POSTGRES_PASSWORD
-  write_secret encryption_key PREFECT_SERVER_ENCRYPTION_KEY
+  write_secret api_auth_string PREFECT_API_AUTH_STRING server deploy worker
+  write_secret postgres_password POSTGRES_PASSWORD migrate server
+  write_secret encryption_key PREFECT_SERVER_ENCRYPTION_KEY server
+  write_secret alert_webhook_url ALERT_WEBHOOK_URL deploy
 }
 
 write_env() {
@@ -80,16 +81,20 @@ ca_bundle() {
   done
 }
 
-# write_secret FILE KEY. Compose mounts the file as it is and a container's user has to be able to
-# read it, so the file is readable and the folder around it closed to everybody else. A container
-# reads its secrets when it starts: those that use a changed one are made anew by the next `up`.
+# write_secret FILE KEY SERVICE…. Compose mounts the file as it is and a container's user has to be
+# able to read it, so the file is readable and the folder around it closed to everybody else. A
+# container reads its secrets when it starts: those of the services are made anew by the next `up`.
 write_secret() {
-  mkdir -p .secrets
+  file=.secrets/$1
   value=$(env_value "$2")
-  [ "$(cat ".secrets/$1" 2>/dev/null)" != "$value" ] || return 0
-  [ ! -e ".secrets/$1" ] || docker compose rm --stop --force server deploy migrate worker >/dev/null 2>&1
-  printf '%s' "$value" >".secrets/$1"
-  chmod 644 ".secrets/$1"
+  shift 2
+  mkdir -p .secrets
+  if [ -e "$file" ]; then
+    if [ "$(cat "$file")" = "$value" ]; then return; fi
+    docker compose rm --stop --force "$@" >/dev/null 2>&1
+  fi
+  printf '%s' "$value" >"$file"
+  chmod 644 "$file"
 }
 
 main

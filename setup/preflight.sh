@@ -9,6 +9,7 @@ MEMORY_MIB=2048
 DISK_MIB=4096
 COMPOSE=2.24
 ENGINE=25
+URLS="ACTIVITY_API_URL USERS_API_URL FACT_API_URL GITHUB_API_URL ALERT_WEBHOOK_URL"
 
 failures=0
 
@@ -140,12 +141,14 @@ check_env() {
     failed ".env" "Unix line ends" "Windows line ends (CRLF)" "tr -d '\\r' <.env >.env.new && mv .env.new .env"
     return
   fi
-  for key in COMPOSE_PROJECT_NAME PREFECT_PORT UPSTREAM_PORT SCHEDULE_TIMEZONE ACTIVITY_API_URL; do
+  for key in COMPOSE_PROJECT_NAME PREFECT_PORT UPSTREAM_PORT SCHEDULE_TIMEZONE $URLS; do
     check_override "$key"
   done
   check_value COMPOSE_PROJECT_NAME '^[a-z0-9][a-z0-9_-]*$' "lower-case letters, digits, - and _"
   check_value SCHEDULE_TIMEZONE '^[A-Za-z0-9_+/-]+$' "an IANA time zone such as Europe/Berlin"
-  check_value ACTIVITY_API_URL '^https?://[^[:space:]]+$' "a URL that begins with http:// or https://"
+  for key in $URLS; do
+    check_value "$key" '^(https?://[^[:space:]]+)?$' "a URL that begins with http:// or https://"
+  done
   check_value PREFECT_API_AUTH_STRING '^[A-Za-z0-9.:_=+/@-]+:[A-Za-z0-9.:_=+/@-]+$' \
     "user:password of letters, digits and . : _ = + / @ -"
   check_value POSTGRES_PASSWORD '^[A-Za-z0-9.:_=+/@-]+$' "letters, digits and . : _ = + / @ -"

@@ -27,6 +27,8 @@ BODIES = {
     "not-json": Body(b"<!doctype html><title>Oops</title><h1>Oops</h1>", "text/html"),
     "empty": Body(b""),
     "wrong-shape": Body(b'{"unexpected": []}'),
+    "empty-list": Body(b"[]"),
+    "incomplete": Body(b'[{"id": 1, "name": "No more than a name"}]'),
     TRUNCATED: Body(b'{"activity": "Stop in the mid'),
 }
 

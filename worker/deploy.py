@@ -33,9 +33,12 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.variables import Variable
 from pydantic import ValidationError
 
+from worker.alerts import apply_alerts
+
 WORK_POOL = "docker-pool"
 TEMPLATE = Path(__file__).with_name("base-job-template.json")
 DEPLOYMENTS = Path("prefect.yaml")
+PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 REFERENCE = re.compile(r"\{\{\s*(\$|prefect\.variables\.)([\w-]+)")
 
 
@@ -54,6 +57,7 @@ def main() -> int:
             say(f"work pool {WORK_POOL}: {apply_work_pool(client)}")
             Variable.set("schedule_timezone", schedule_timezone(), overwrite=True)
             failed = [name for name, ok in deploy_all(client, read_project()) if not ok]
+            say(f"alerts: {apply_alerts(client, alert_webhook_url())}")
     except Problem as problem:
         report("nothing was deployed", problem)
         return 1
@@ -110,8 +114,8 @@ def read_template(text: str, environment: Mapping[str, str]) -> dict[str, Any]:
             return {key: fill(item) for key, item in value.items()}
         if isinstance(value, list):
             return [fill(item) for item in value]
-        if isinstance(value, str) and value.startswith("${") and value.endswith("}"):
-            return environment[value[2:-1]]
+        if isinstance(value, str):
+            return PLACEHOLDER.sub(lambda match: environment[match[1]], value)
         return value
 
     try:
@@ -145,6 +149,11 @@ def check_zone(name: str, where: str) -> str:
             "change it, then: make deploy",
         ) from error
     return name
+
+
+def alert_webhook_url() -> str:
+    """ALERT_WEBHOOK_URL, which may say who you are to Slack and so comes as a secret."""
+    return Path(os.environ["ALERT_WEBHOOK_URL_FILE"]).read_text().strip()
 
 
 def read_project() -> dict[str, Any]:

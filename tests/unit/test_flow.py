@@ -2,8 +2,7 @@
 
 import pytest
 import requests
-
-from flows.suggest_activity import Activity, as_markdown, get_random_activity
+from suggest_activity import Activity, as_markdown, get_random_activity
 
 
 def test_an_activity_of_the_upstream_is_taken(upstream_url: str) -> None:

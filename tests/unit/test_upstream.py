@@ -11,7 +11,19 @@ import pytest
 import requests
 
 from upstream import faults
-from upstream.app import ACTIVITIES, Activity
+from upstream.app import (
+    ACTIVITIES,
+    FACTS,
+    REPOSITORIES,
+    USERS,
+    Activity,
+    Address,
+    Company,
+    Geo,
+    Owner,
+    Repository,
+    User,
+)
 
 TYPES = {
     "education",
@@ -49,6 +61,12 @@ def key(request: pytest.FixtureRequest) -> str:
 
 def is_activity(response: requests.Response) -> bool:
     return response.status_code == 200 and response.json() in ACTIVITIES
+
+
+def is_fact(response: requests.Response) -> bool:
+    return response.status_code == 200 and response.json() in [
+        {"fact": fact, "length": len(fact)} for fact in FACTS
+    ]
 
 
 @pytest.mark.parametrize("activity", ACTIVITIES, ids=lambda activity: activity["key"])
@@ -107,6 +125,110 @@ def test_participants_must_be_an_integer(get: Get, participants: str) -> None:
     assert answer.json() == {"error": f"participants: expected an integer, found {participants!r}"}
 
 
+@pytest.mark.parametrize("user", USERS, ids=lambda user: user["username"])
+def test_user_has_the_shape_of_jsonplaceholder(user: User) -> None:
+    address, company = user["address"], user["company"]
+    assert list(user) == list(User.__annotations__)
+    assert list(address) == list(Address.__annotations__)
+    assert list(address["geo"]) == list(Geo.__annotations__)
+    assert list(company) == list(Company.__annotations__)
+    assert type(user["id"]) is int
+    texts = [*user.values(), *address.values(), *address["geo"].values(), *company.values()]
+    assert all(text.strip() for text in texts if isinstance(text, str))
+    assert re.fullmatch(r"[a-z.]+@(example\.org|[a-z-]+\.example)", user["email"])
+    assert re.fullmatch(r"[a-z-]+\.example", user["website"])
+    assert -90 <= float(address["geo"]["lat"]) <= 90
+    assert -180 <= float(address["geo"]["lng"]) <= 180
+
+
+def test_users_are_different_and_awkward_to_write_down() -> None:
+    assert [user["id"] for user in USERS] == list(range(1, 13))
+    assert len({user["username"] for user in USERS}) == len(USERS)
+    assert len({user["email"] for user in USERS}) == len(USERS)
+    names = [user["name"] for user in USERS]
+    for character in ",\"'ü":
+        assert any(character in name for name in names)
+    assert sum(max(name) > "\u024f" for name in names) >= 3  # past the last Latin letter
+
+
+def test_users_are_all_answered_at_once(get: Get) -> None:
+    answer = get("/api/users")
+    assert (answer.status_code, answer.json()) == (200, USERS)
+
+
+def test_facts_are_many_different_and_short() -> None:
+    assert len(FACTS) >= 40
+    assert len(set(FACTS)) == len(FACTS)
+    assert all(re.fullmatch(r"[A-Z].{10,98}\.", fact) for fact in FACTS)
+    assert not all(fact.isascii() for fact in FACTS)  # or bytes could pass for characters
+
+
+def test_fact_is_a_random_one(get: Get) -> None:
+    answers = [get("/api/fact") for _ in range(20)]
+    assert all(is_fact(answer) for answer in answers)
+    assert len({answer.json()["fact"] for answer in answers}) > 1
+
+
+@pytest.mark.parametrize("max_length", [min(map(len, FACTS)), 50, 10_000])
+def test_max_length_holds(get: Get, max_length: int) -> None:
+    for _ in range(5):
+        answer = get("/api/fact", max_length=max_length)
+        assert is_fact(answer)
+        assert answer.json()["length"] <= max_length
+
+
+@pytest.mark.parametrize("max_length", [min(map(len, FACTS)) - 1, 0, -1])
+def test_no_fact_is_catfacts_own_answer(get: Get, max_length: int) -> None:
+    answer = get("/api/fact", max_length=max_length)
+    assert (answer.status_code, answer.json()) == (200, {})
+
+
+@pytest.mark.parametrize("max_length", ["long", "1.5", ""])
+def test_max_length_must_be_an_integer(get: Get, max_length: str) -> None:
+    answer = get("/api/fact", max_length=max_length)
+    assert answer.status_code == 400
+    assert answer.json() == {"error": f"max_length: expected an integer, found {max_length!r}"}
+
+
+@pytest.mark.parametrize("repository", REPOSITORIES, ids=lambda repository: repository["name"])
+def test_repository_has_the_shape_of_github(repository: Repository) -> None:
+    assert list(repository) == list(Repository.__annotations__)
+    assert list(repository["owner"]) == list(Owner.__annotations__)
+    assert repository["full_name"] == f"{repository['owner']['login']}/{repository['name']}"
+    assert repository["html_url"] == f"https://github.com/{repository['full_name']}"
+    assert repository["description"].strip()
+    assert repository["language"] == "Python"
+    for count in ("id", "stargazers_count", "forks_count", "open_issues_count"):
+        assert type(repository[count]) is int and repository[count] > 0
+    assert type(repository["archived"]) is bool
+    assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", repository["created_at"])
+
+
+def test_repositories_are_different_and_varied() -> None:
+    assert len(REPOSITORIES) >= 10
+    assert len({repository["id"] for repository in REPOSITORIES}) == len(REPOSITORIES)
+    assert len({repository["full_name"].lower() for repository in REPOSITORIES}) == len(
+        REPOSITORIES
+    )
+    archived = [repository["full_name"] for repository in REPOSITORIES if repository["archived"]]
+    assert archived == ["PrefectHQ/prefect-docker"]
+
+
+@pytest.mark.parametrize("change", [str, str.lower, str.upper], ids=["as is", "lower", "upper"])
+@pytest.mark.parametrize("repository", REPOSITORIES, ids=lambda repository: repository["name"])
+def test_repository_is_found_in_any_case(
+    get: Get, repository: Repository, change: Callable[[str], str]
+) -> None:
+    answer = get(f"/api/repos/{change(repository['full_name'])}")
+    assert (answer.status_code, answer.json()) == (200, repository)
+
+
+@pytest.mark.parametrize("unknown", ["psf/nothing", "nobody/requests", "requests/psf"])
+def test_unknown_repository_is_githubs_own_answer(get: Get, unknown: str) -> None:
+    answer = get(f"/api/repos/{unknown}")
+    assert (answer.status_code, answer.json()) == (404, {"message": "Not Found"})
+
+
 @pytest.mark.parametrize("status", [400, 429, 503, 599])
 def test_fault_status(get: Get, status: int) -> None:
     answer = get("/api/activity", fault_status=status)
@@ -160,6 +282,18 @@ def test_fault_body_wrong_shape(get: Get) -> None:
     assert answer.json().keys().isdisjoint(Activity.__annotations__)
 
 
+def test_fault_body_empty_list(get: Get) -> None:
+    answer = get("/api/users", fault_body="empty-list")
+    assert (answer.status_code, answer.json()) == (200, [])
+
+
+def test_fault_body_incomplete(get: Get) -> None:
+    answer = get("/api/users", fault_body="incomplete")
+    assert answer.status_code == 200
+    [user] = answer.json()
+    assert user.keys() < User.__annotations__.keys()
+
+
 def test_fault_body_truncated(get: Get) -> None:
     with pytest.raises(requests.exceptions.ChunkedEncodingError, match="IncompleteRead"):
         get("/api/activity", fault_body="truncated")
@@ -196,9 +330,22 @@ def test_counter_forgets_the_key_longest_unused() -> None:
     assert [counter.add(key) for key in "abacab"] == [1, 1, 2, 1, 3, 1]
 
 
-def test_faults_reach_every_api_route(get: Get) -> None:
-    assert get("/api/not-there-yet").status_code == 404
-    assert get("/api/not-there-yet", fault_status=503).status_code == 503
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/api/activity", 200),
+        ("/api/users", 200),
+        ("/api/fact", 200),
+        ("/api/repos/psf/requests", 200),
+        ("/api/repos/psf/nothing", 404),
+        ("/api/not-there-yet", 404),
+    ],
+)
+def test_faults_reach_every_api_route(get: Get, path: str, status: int) -> None:
+    assert get(path).status_code == status
+    assert get(path, fault_status=503).status_code == 503
+    assert get(path, fault_body="empty").content == b""
+    assert get(path, fault_unheard_of=1).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -228,7 +375,7 @@ def test_health_is_immune(get: Get, query: dict[str, Any]) -> None:
         ({"fault_delay": -1}, "seconds from 0 to 120, found '-1'"),
         ({"fault_delay": 120.1}, "seconds from 0 to 120, found '120.1'"),
         ({"fault_delay": "nan"}, "seconds from 0 to 120, found 'nan'"),
-        ({"fault_body": "odd"}, "not-json, empty, wrong-shape, truncated, found 'odd'"),
+        ({"fault_body": "odd"}, "wrong-shape, empty-list, incomplete, truncated, found 'odd'"),
         ({"fault_status": 503, "fault_retry_after": "7.5"}, "found '7.5'"),
         ({"fault_retry_after": 7}, "together with fault_status"),
         ({"fault_times": 2}, "together with fault_key"),

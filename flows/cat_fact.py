@@ -1,0 +1,103 @@
+"""Facts about cats from an HTTP API: one after the other, and by the async twin many at a time."""
+
+import asyncio
+import os
+from typing import Annotated
+
+import httpx
+from prefect import flow, get_run_logger, task
+from prefect.tasks import exponential_backoff
+from pydantic import BaseModel, Field
+from web import TIMEOUT_SECONDS, Url, get, validated, worth_a_retry
+
+DEFAULT_URL = "http://127.0.0.1:4280/api/fact"  # in containers FACT_API_URL says where it is
+
+Count = Annotated[int, Field(ge=1, le=100)]
+
+
+class Fact(BaseModel):
+    """An answer of the API."""
+
+    fact: str = Field(min_length=1)
+
+
+@task(
+    tags=["api"],
+    retries=3,
+    retry_delay_seconds=exponential_backoff(2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=worth_a_retry,
+    timeout_seconds=120,
+)
+def get_fact(url: str) -> str:
+    """Asks the API once."""
+    return get(url, Fact, "fact").fact
+
+
+@task(
+    tags=["api"],
+    retries=3,
+    retry_delay_seconds=exponential_backoff(2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=worth_a_retry,
+    timeout_seconds=120,
+)
+async def get_fact_async(url: str, client: httpx.AsyncClient) -> str:
+    """Asks the API once, others going on meanwhile."""
+    response = (await client.get(url)).raise_for_status()
+    return validated(url, response.content, Fact, "fact").fact
+
+
+@flow
+def cat_fact(url: Url = "", count: Count = 1) -> list[str]:
+    """Fetches facts one after the other.
+
+    Args:
+        url: Where to ask; by default FACT_API_URL, or the stack's own upstream.
+        count: How many facts.
+
+    Returns:
+        The facts.
+    """
+    facts = []
+    for _ in range(count):
+        facts.append(get_fact(address(url)))
+        get_run_logger().info("Did you know? %s", facts[-1])
+    return facts
+
+
+@flow
+async def cat_fact_async(
+    url: Url = "", count: Count = 10, at_once: Annotated[int, Field(ge=1, le=20)] = 5
+) -> list[str]:
+    """Fetches many facts concurrently.
+
+    Args:
+        url: Where to ask; by default FACT_API_URL, or the stack's own upstream.
+        count: How many facts.
+        at_once: How many requests there may be at any time.
+
+    Returns:
+        The facts.
+    """
+    limit = asyncio.Semaphore(at_once)
+    async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS[1], follow_redirects=True) as client:
+
+        async def fetch() -> str:
+            async with limit:
+                return await get_fact_async(address(url), client)
+
+        facts = await asyncio.gather(*(fetch() for _ in range(count)))
+    for fact in facts:
+        get_run_logger().info("Did you know? %s", fact)
+    return facts
+
+
+def address(url: str) -> str:
+    """Where to ask."""
+    return url or os.environ.get("FACT_API_URL") or DEFAULT_URL
+
+
+if __name__ == "__main__":
+    cat_fact()
+    asyncio.run(cat_fact_async())

@@ -1,0 +1,106 @@
+"""Asks GitHub's API how many stars repositories have, and what that means."""
+
+import os
+from typing import Annotated
+
+from prefect import flow, get_run_logger, task, unmapped
+from prefect.artifacts import create_table_artifact
+from prefect.futures import wait
+from prefect.tasks import exponential_backoff
+from pydantic import BaseModel, Field
+from web import Url, get, worth_a_retry
+
+# In containers GITHUB_API_URL says where it is; the public one is https://api.github.com
+DEFAULT_URL = "http://127.0.0.1:4280/api"
+ARTIFACT_KEY = "github-stars"
+
+Repositories = Annotated[
+    list[Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$", examples=["PrefectHQ/prefect"])]],
+    Field(min_length=1, max_length=50),
+]
+
+
+class Repository(BaseModel):
+    """What is used of GitHub's answer."""
+
+    full_name: str
+    stargazers_count: int
+    language: str | None = None
+
+
+@task(
+    task_run_name="get_repository-{name}",
+    tags=["api"],
+    retries=3,
+    retry_delay_seconds=exponential_backoff(2),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=worth_a_retry,
+    timeout_seconds=120,
+    persist_result=True,  # a retried run asks only for what it hasn't got yet: GitHub counts
+)
+def get_repository(name: str, api: str) -> Repository:
+    """Asks the API for one repository."""
+    return get(f"{api}/repos/{name}", Repository, "repository")
+
+
+@task
+def celebrate(repositories: list[Repository]) -> None:
+    """For those with many stars."""
+    names = ", ".join(repository.full_name for repository in repositories)
+    get_run_logger().info("The crowd loves %s", names)
+
+
+@task
+def encourage(repositories: list[Repository]) -> None:
+    """For those with few."""
+    get_run_logger().info("None of %d has many stars: go and give some", len(repositories))
+
+
+@task(retries=3, retry_delay_seconds=1)
+def save_table(repositories: list[Repository]) -> None:
+    """Keeps them as the table artifact ``github-stars``, the most loved first."""
+    rows = [
+        {
+            "repository": repository.full_name,
+            "stars": repository.stargazers_count,
+            "language": repository.language,
+        }
+        for repository in sorted(repositories, key=lambda item: -item.stargazers_count)
+    ]
+    create_table_artifact(rows, key=ARTIFACT_KEY, description="Stars on GitHub")
+
+
+@flow
+def github_stars(
+    repositories: Repositories = ["PrefectHQ/prefect", "psf/requests", "pandas-dev/pandas"],  # noqa: B006 - never changed
+    many: Annotated[int, Field(ge=1)] = 10_000,
+    api: Url = "",
+) -> dict[str, int]:
+    """Tells the stars of repositories; those that can't be had fail the run, after the table.
+
+    Args:
+        repositories: Their names, owner/name.
+        many: From how many stars on a repository is celebrated.
+        api: GitHub's; by default GITHUB_API_URL, or the stack's own upstream.
+
+    Returns:
+        The stars by repository.
+    """
+    base = (api or os.environ.get("GITHUB_API_URL") or DEFAULT_URL).rstrip("/")
+    answers = get_repository.map(repositories, api=unmapped(base))
+    wait(answers)
+    found = [answer.result() for answer in answers if answer.state.is_completed()]
+    if found:
+        save_table(found)
+        loved = [repository for repository in found if repository.stargazers_count >= many]
+        if loved:
+            celebrate(loved)
+        else:
+            encourage(found)
+    for answer in answers:
+        answer.result()  # raises what went wrong with it
+    return {repository.full_name: repository.stargazers_count for repository in found}
+
+
+if __name__ == "__main__":
+    github_stars()

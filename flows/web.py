@@ -1,0 +1,63 @@
+"""What the flows that ask an HTTP API share: a GET with its answer validated, and when to retry."""
+
+from typing import Annotated, Any, TypeVar
+
+import requests
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+from pydantic import Field, TypeAdapter, ValidationError
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
+
+# Empty for the default. A union with None would do, but its refusal names no reason.
+Url = Annotated[str, Field(pattern=r"^$|^https?://[^\s/?#]+\S*$", examples=["https://a.example"])]
+T = TypeVar("T")
+
+TIMEOUT_SECONDS = (5, 10)  # to connect, to wait for the next bytes
+# Retries are the tasks' own, where the UI shows them. All that is left to HTTP is to wait for as
+# long as a 429 or 503 asks for in its Retry-After (RFC 9110), within reason.
+PATIENCE = Retry(total=2, connect=0, read=0, other=0, raise_on_status=False, retry_after_max=30)
+
+
+def get(url: str, shape: type[T], what: str) -> T:
+    """Asks once and validates the answer.
+
+    Args:
+        url: Where to ask.
+        shape: What the JSON has to be: a pydantic model, ``list[dict[str, Any]]``, …
+        what: Its name in an error message.
+
+    Raises:
+        requests.RequestException: The API can't be reached, is slow, or answers with an error.
+        ValueError: It answered with something else; names the URL and what was missing.
+    """
+    with requests.Session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(max_retries=PATIENCE))
+        response = session.get(url, timeout=TIMEOUT_SECONDS)
+    response.raise_for_status()
+    return validated(url, response.content, shape, what)
+
+
+def validated(url: str, body: bytes, shape: type[T], what: str) -> T:
+    """The answer as `shape`; raises ValueError like `get`."""
+    try:
+        return TypeAdapter(shape).validate_json(body)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise ValueError(
+            f"{url} answered 200 with no {what} in it ({problems}). "
+            f"The answer begins: {body[:200].decode(errors='replace')!r}"
+        ) from None
+
+
+def worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Anything may heal but what is no URL and what the API refuses: 4xx other than 408 and 429."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.MissingSchema):
+        return False
+    response = getattr(error, "response", None)  # requests' and httpx's errors have it alike
+    return response is None or response.status_code >= 500 or response.status_code in (408, 429)

@@ -1,0 +1,27 @@
+#!/bin/sh
+# [TO=folder] data.sh: lists the files that flows have written; with TO, copies them there.
+set -eu
+cd "$(dirname "$0")/.."
+. setup/lib.sh
+
+project=$(setting COMPOSE_PROJECT_NAME)
+volume=${project}_data
+docker volume inspect "$volume" >/dev/null 2>&1 ||
+  die "data volume" "a stack that was set up" "no volume $volume" "make up"
+
+# in_volume COMMAND…: with the volume and nothing else, whether or not the stack is up. What begins
+# with a dot is Prefect's (results that are kept) or not finished.
+in_volume() {
+  docker run --rm --network none --read-only --cap-drop ALL --volume "$volume:/data:ro" \
+    --workdir /data --entrypoint "" "$project-flow:local" "$@"
+}
+
+if [ -z "${TO:-}" ]; then
+  in_volume find . -name '.?*' -prune -o -type f -printf '%TY-%Tm-%Td %TH:%TM %10s  %P\n' | sort
+  say "
+Copy them out: make data TO=folder"
+else
+  mkdir -p "$TO"
+  in_volume tar --create --exclude='./.*' --exclude='.*.part' . | tar -xf - -C "$TO"
+  find "$TO" -type f | sort
+fi

@@ -1,0 +1,98 @@
+"""Runs a deployment now, shows its logs as they come, and ends with its state as exit code."""
+
+import asyncio
+import json
+import logging
+import sys
+from typing import Any, NoReturn
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, Log
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.events import FlowRunSubscriber
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import get_current_settings
+
+from ops.stack import full_names
+
+AGAIN = 'make run FLOW=suggest-activity/daily, or with PARAMS=\'{"name": "value"}\''
+
+
+async def main(name: str, text: str) -> int:
+    """Runs a deployment; returns the exit code, 0 for a completed run.
+
+    Args:
+        name: ``flow/deployment``.
+        text: Its parameters as a JSON object; empty for none.
+    """
+    async with get_client() as client:
+        run = await start(client, name, text)
+        url = f"{get_current_settings().ui_url}/runs/flow-run/{run.id}"
+        print(f"==> {name}: run {run.name}\n    {url}", flush=True)
+        try:
+            await show_logs(run)
+        except asyncio.CancelledError:
+            print(f"\nThe run goes on; see {url}", file=sys.stderr)
+            raise
+        run = await client.read_flow_run(run.id)
+    state = run.state
+    if state is None or not state.is_final():
+        print(f"The server stopped telling; the run goes on; see {url}", file=sys.stderr)
+        return 1
+    print(f"  {'ok  ' if state.is_completed() else 'FAIL'}  {run.name}: {state.name}", end="")
+    print(f": {state.message}" if state.message else "")
+    return 0 if state.is_completed() else 1
+
+
+async def start(client: PrefectClient, name: str, text: str) -> FlowRun:
+    """Starts the run; ends the process with an error that says what was wrong, if something was."""
+    try:
+        deployment = await client.read_deployment_by_name(name)
+    except (ObjectNotFound, ValueError):
+        known = "\n                  ".join(sorted((await full_names(client)).values()))
+        refuse("FLOW", f"one of\n                  {known or 'none yet: make deploy'}", name)
+    try:
+        return await client.create_flow_run_from_deployment(
+            deployment.id, parameters=read_parameters(deployment, text)
+        )
+    except PrefectHTTPStatusError as error:
+        refuse("PARAMS", f"what {name} takes", error.response.json().get("detail", str(error)))
+
+
+def read_parameters(deployment: DeploymentResponse, text: str) -> dict[str, Any]:
+    """The parameters; the server checks their values, but lets names pass that the flow hasn't."""
+    try:
+        parameters = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        refuse("PARAMS", "a JSON object", f"{text} ({error})")
+    if not isinstance(parameters, dict):
+        refuse("PARAMS", "a JSON object", text)
+    known = (deployment.parameter_openapi_schema or {}).get("properties", {})
+    if unknown := sorted(parameters.keys() - known.keys()):
+        refuse("PARAMS", f"parameters among {', '.join(known) or 'none'}", ", ".join(unknown))
+    return parameters
+
+
+async def show_logs(run: FlowRun) -> None:
+    """Prints the run's log lines until it has ended and no more come."""
+    async with FlowRunSubscriber(run.id) as subscriber:
+        async for item in subscriber:
+            if isinstance(item, Log):
+                level = logging.getLevelName(item.level)
+                print(f"{item.timestamp:%H:%M:%S}  {level:<7}  {item.message}", flush=True)
+
+
+def refuse(what: str, expected: str, found: str) -> NoReturn:
+    """Ends with an error in the form of setup/lib.sh's `problem`."""
+    print(
+        f"  FAIL  {what}\n        expected: {expected}\n        found:    {found}", file=sys.stderr
+    )
+    print(f"        fix:      {AGAIN}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(asyncio.run(main(*sys.argv[1:])))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,83 @@
+"""Who hears of a run that failed, crashed or is late: a webhook, called by Prefect's automations.
+
+The server calls it, so no flow run ever waits for it.
+"""
+
+import json
+from urllib.parse import urlsplit
+
+from prefect.automations import Automation
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.events.actions import CallWebhook
+from prefect.events.schemas.automations import EventTrigger
+from prefect.types import SecretDict
+from pydantic import SecretStr
+
+BLOCK = "alerts"
+SLACK = "hooks.slack.com"
+AUTOMATIONS = {
+    # By the state's type: a failed state may have any name.
+    "Alert: failed or crashed run": EventTrigger(
+        expect={"prefect.flow-run.*"},
+        match={"prefect.state-type": ["FAILED", "CRASHED"]},
+    ),
+    "Alert: late run": EventTrigger(expect={"prefect.flow-run.Late"}),
+}
+WHAT = 'flow.name ~ "/" ~ deployment.name ~ " " ~ flow_run.state.name ~ ", run " ~ flow_run.name'
+WHY = '(": " ~ flow_run.state.message if flow_run.state.message else "")'
+
+
+def apply_alerts(client: SyncPrefectClient, url: str) -> str:
+    """Makes the server's automations what the setting says; returns what became of them.
+
+    Args:
+        client: Of the server.
+        url: The webhook; empty for no alerts.
+    """
+    if not url:
+        for name in AUTOMATIONS:
+            for automation in client.read_automations_by_name(name):
+                client.delete_automation(automation.id)
+        return "none, ALERT_WEBHOOK_URL is empty"
+    block = Webhook(url=SecretStr(url), headers=SecretDict({"Content-Type": "application/json"}))
+    block_id = block.save(BLOCK, overwrite=True)
+    for name, trigger in AUTOMATIONS.items():
+        wanted = Automation(
+            name=name,
+            description="Made by `make deploy`, from ALERT_WEBHOOK_URL in .env",
+            # Not of subflows, whose failure is their parent's to tell.
+            trigger=trigger.model_copy(
+                update={"match_related": {"prefect.resource.role": "deployment"}}
+            ),
+            actions=[CallWebhook(block_document_id=block_id, payload=payload(url))],
+        )
+        found = client.read_automations_by_name(name)
+        if not found:
+            client.create_automation(wanted)
+        for automation in found[:1]:
+            client.update_automation(automation.id, wanted)
+        for double in found[1:]:
+            client.delete_automation(double.id)
+    return f"to {urlsplit(url).hostname}"
+
+
+def payload(url: str) -> str:
+    """The template of what is posted: JSON, of which Slack wants no more than `text`."""
+    values = {"text": f'{WHAT} ~ {WHY} ~ "\\n" ~ (flow_run | ui_url)'}
+    if urlsplit(url).hostname != SLACK:
+        values |= {
+            "flow": "flow.name",
+            "deployment": "deployment.name",
+            "flow_run": "flow_run.name",
+            "flow_run_id": "flow_run.id",
+            "state": "flow_run.state.name",
+            "state_type": "flow_run.state.type",
+            "message": "flow_run.state.message",
+            "expected_start_time": "flow_run.expected_start_time",
+            "url": "flow_run | ui_url",
+        }
+    fields = (
+        f"{json.dumps(key)}: {{{{ ({value}) | string | tojson }}}}" for key, value in values.items()
+    )
+    return "{" + ", ".join(fields) + "}"
