@@ -6,9 +6,10 @@ from typing import Annotated
 
 import httpx
 from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, Field
-from web import TIMEOUT_SECONDS, Url, get, validated, worth_a_retry
+from web import DEADLINE_SECONDS, TIMEOUT_SECONDS, Url, get, validated, worth_a_retry
 
 DEFAULT_URL = "http://127.0.0.1:4280/api/fact"  # in containers FACT_API_URL says where it is
 
@@ -27,7 +28,6 @@ class Fact(BaseModel):
     retry_delay_seconds=exponential_backoff(2),
     retry_jitter_factor=0.5,
     retry_condition_fn=worth_a_retry,
-    timeout_seconds=120,
 )
 def get_fact(url: str) -> str:
     """Asks the API once."""
@@ -40,7 +40,8 @@ def get_fact(url: str) -> str:
     retry_delay_seconds=exponential_backoff(2),
     retry_jitter_factor=0.5,
     retry_condition_fn=worth_a_retry,
-    timeout_seconds=120,
+    timeout_seconds=DEADLINE_SECONDS,
+    cache_policy=NO_CACHE,  # a client can't be part of a cache's key
 )
 async def get_fact_async(url: str, client: httpx.AsyncClient) -> str:
     """Asks the API once, others going on meanwhile."""

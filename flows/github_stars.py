@@ -35,7 +35,6 @@ class Repository(BaseModel):
     retry_delay_seconds=exponential_backoff(2),
     retry_jitter_factor=0.5,
     retry_condition_fn=worth_a_retry,
-    timeout_seconds=120,
     persist_result=True,  # a retried run asks only for what it hasn't got yet: GitHub counts
 )
 def get_repository(name: str, api: str) -> Repository:

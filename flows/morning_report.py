@@ -7,7 +7,7 @@ from typing import Any
 
 from cat_fact import cat_fact
 from github_stars import github_stars
-from prefect import Flow, flow
+from prefect import Flow, flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
@@ -41,6 +41,8 @@ def morning_report() -> State[None]:
             title: future.result() for title, future in running.items()
         }
 
+    for title, state in states.items():
+        get_run_logger().info("%s: %s", title, state.name)
     create_markdown_artifact(
         as_markdown(states), key=ARTIFACT_KEY, description="What worked this morning"
     )

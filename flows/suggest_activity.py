@@ -32,7 +32,6 @@ class Activity(BaseModel):
     retry_delay_seconds=exponential_backoff(2),
     retry_jitter_factor=0.5,
     retry_condition_fn=worth_a_retry,
-    timeout_seconds=120,
     persist_result=True,  # a retried run goes on with the activity that it had
 )
 def get_random_activity(url: str) -> Activity:

@@ -23,7 +23,6 @@ Folder = Annotated[str, Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*$", example
     tags=["api"],
     retries=10,
     retry_condition_fn=worth_a_retry,
-    timeout_seconds=120,
     persist_result=True,  # a retried run goes on with the users that it had
 )
 def extract(url: str) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What the flows that ask an HTTP API share: a GET with its answer validated, and when to retry."""
 
+from time import monotonic
 from typing import Annotated, Any, TypeVar
 
 import requests
@@ -14,6 +15,8 @@ Url = Annotated[str, Field(pattern=r"^$|^https?://[^\s/?#]+\S*$", examples=["htt
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = (5, 10)  # to connect, to wait for the next bytes
+# For all of it, however slowly it comes. A task's own timeout can't end a request in a thread.
+DEADLINE_SECONDS = 120
 # Retries are the tasks' own, where the UI shows them. All that is left to HTTP is to wait for as
 # long as a 429 or 503 asks for in its Retry-After (RFC 9110), within reason.
 PATIENCE = Retry(total=2, connect=0, read=0, other=0, raise_on_status=False, retry_after_max=30)
@@ -34,9 +37,15 @@ def get(url: str, shape: type[T], what: str) -> T:
     with requests.Session() as session:
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=PATIENCE))
-        response = session.get(url, timeout=TIMEOUT_SECONDS)
-    response.raise_for_status()
-    return validated(url, response.content, shape, what)
+        deadline = monotonic() + DEADLINE_SECONDS
+        with session.get(url, timeout=TIMEOUT_SECONDS, stream=True) as response:
+            response.raise_for_status()
+            body = bytearray()
+            for chunk in response.iter_content(65536):
+                body += chunk
+                if monotonic() > deadline:
+                    raise requests.ReadTimeout(f"{url} took over {DEADLINE_SECONDS} s to answer")
+    return validated(url, bytes(body), shape, what)
 
 
 def validated(url: str, body: bytes, shape: type[T], what: str) -> T:

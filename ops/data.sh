@@ -17,11 +17,15 @@ in_volume() {
 }
 
 if [ -z "${TO:-}" ]; then
-  in_volume find . -name '.?*' -prune -o -type f -printf '%TY-%Tm-%Td %TH:%TM %10s  %P\n' | sort
-  say "
-Copy them out: make data TO=folder"
+  files=$(in_volume find . -name '.?*' -prune -o -type f -printf '%TY-%Tm-%Td %TH:%TM %10s  %P\n')
+  if [ -n "$files" ]; then
+    printf '%s\n' "$files" | sort
+    say "Copy them out: make data TO=folder"
+  else
+    say "No files yet: users-etl/hourly writes the first at the full hour, or: make run FLOW=users-etl/hourly"
+  fi
 else
   mkdir -p "$TO"
-  in_volume tar --create --exclude='./.*' --exclude='.*.part' . | tar -xf - -C "$TO"
-  find "$TO" -type f | sort
+  in_volume tar --create --no-wildcards-match-slash --exclude='.?*' . | tar -x --no-same-owner -f - -C "$TO"
+  say "Copied to $TO"
 fi

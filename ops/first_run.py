@@ -31,6 +31,7 @@ SCHEDULER_SECONDS = 30  # the server looks for new deployments every second
 async def main() -> int:
     """Runs, then tells; returns the exit code."""
     async with get_client() as client:
+        deployment = None
         try:
             deployment = await client.read_deployment_by_name(DEPLOYMENT)
         except ObjectNotFound:
@@ -38,7 +39,7 @@ async def main() -> int:
         else:
             if not await has_completed(client, deployment) and not await run():
                 return 1
-        await tell(client)
+        await tell(client, deployment)
     return 0
 
 
@@ -74,15 +75,15 @@ async def run() -> bool:
     return False
 
 
-async def tell(client: PrefectClient) -> None:
-    """Prints the address, the login, the next runs and the artifact."""
+async def tell(client: PrefectClient, deployment: DeploymentResponse | None) -> None:
+    """Prints the address, the login, the next runs (of the deployment, if any) and the artifact."""
     settings = get_current_settings()
     secret = settings.api.auth_string
     login = f"{secret.get_secret_value()}  (all of it, in the one field)" if secret else "none"
     print("\n==> Running")
     print(f"  UI         {settings.ui_url}")
     print(f"  login      {login}")
-    for number, line in enumerate(await next_runs(client)):
+    for number, line in enumerate(await next_runs(client, deployment)):
         print(f"  {'next runs' if number == 0 else '':<11}{line}")
     artifact = await Artifact.aget(ARTIFACT)
     if artifact is not None:
@@ -92,15 +93,21 @@ async def tell(client: PrefectClient) -> None:
     print("\nNext: your flow in flows/, its entry in prefect.yaml, then: make deploy")
 
 
-async def next_runs(client: PrefectClient, count: int = 3) -> list[str]:
+async def next_runs(
+    client: PrefectClient, deployment: DeploymentResponse | None, count: int = 3
+) -> list[str]:
     """The next runs, each in its schedule's zone; waits for the scheduler where it has to."""
-    scheduled = {deployment.id: deployment for deployment in await scheduled_deployments(client)}
+    scheduled = {found.id: found for found in await scheduled_deployments(client)}
+    if deployment is not None and deployment.id in scheduled:
+        scheduled = {deployment.id: deployment}
+    else:
+        deployment = None
     names = await full_names(client)
     deadline = time.monotonic() + SCHEDULER_SECONDS
-    runs = await waiting_runs(client, limit=200)
+    runs = await waiting_runs(client, limit=200, deployment=deployment)
     while scheduled and not runs and time.monotonic() < deadline:
         await asyncio.sleep(1)
-        runs = await waiting_runs(client, limit=200)
+        runs = await waiting_runs(client, limit=200, deployment=deployment)
     lines: list[str] = []
     for run in runs:
         if len(lines) < count and run.deployment_id in scheduled and run.expected_start_time:

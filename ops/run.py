@@ -4,11 +4,10 @@ import asyncio
 import json
 import logging
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, Log
-from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events import FlowRunSubscriber
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
@@ -49,28 +48,27 @@ async def start(client: PrefectClient, name: str, text: str) -> FlowRun:
     try:
         deployment = await client.read_deployment_by_name(name)
     except (ObjectNotFound, ValueError):
-        known = "\n                  ".join(sorted((await full_names(client)).values()))
-        refuse("FLOW", f"one of\n                  {known or 'none yet: make deploy'}", name)
-    try:
-        return await client.create_flow_run_from_deployment(
-            deployment.id, parameters=read_parameters(deployment, text)
-        )
-    except PrefectHTTPStatusError as error:
-        refuse("PARAMS", f"what {name} takes", error.response.json().get("detail", str(error)))
-
-
-def read_parameters(deployment: DeploymentResponse, text: str) -> dict[str, Any]:
-    """The parameters; the server checks their values, but lets names pass that the flow hasn't."""
+        known = sorted((await full_names(client)).values())
+        if not known:
+            refuse("FLOW", "a deployment", "none at all", "make deploy")
+        refuse("FLOW", listed("one of", known), name, f"make run FLOW={known[0]}")
+    properties = (deployment.parameter_openapi_schema or {}).get("properties", {})
+    takes = [f"{key}: {about.get('description', '')}" for key, about in properties.items()]
+    again = f"make run FLOW={name} PARAMS='{{\"{next(iter(properties), 'name')}\": …}}'"
+    expected = listed(f"what {name} takes:", takes or ["no parameters"])
     try:
         parameters = json.loads(text or "{}")
     except json.JSONDecodeError as error:
-        refuse("PARAMS", "a JSON object", f"{text} ({error})")
+        refuse("PARAMS", "a JSON object", f"{text} ({error})", again)
     if not isinstance(parameters, dict):
-        refuse("PARAMS", "a JSON object", text)
-    known = (deployment.parameter_openapi_schema or {}).get("properties", {})
-    if unknown := sorted(parameters.keys() - known.keys()):
-        refuse("PARAMS", f"parameters among {', '.join(known) or 'none'}", ", ".join(unknown))
-    return parameters
+        refuse("PARAMS", "a JSON object", text, again)
+    # The server checks the values, but lets names pass that the flow hasn't got.
+    if unknown := sorted(parameters.keys() - properties.keys()):
+        refuse("PARAMS", expected, ", ".join(unknown), again)
+    try:
+        return await client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+    except PrefectHTTPStatusError as error:
+        refuse("PARAMS", expected, error.response.json().get("detail", str(error)), again)
 
 
 async def show_logs(run: FlowRun) -> None:
@@ -82,12 +80,18 @@ async def show_logs(run: FlowRun) -> None:
                 print(f"{item.timestamp:%H:%M:%S}  {level:<7}  {item.message}", flush=True)
 
 
-def refuse(what: str, expected: str, found: str) -> NoReturn:
+def listed(title: str, lines: list[str]) -> str:
+    """A title and lines below it, indented for `refuse`."""
+    return "\n                  ".join([title, *lines])
+
+
+def refuse(what: str, expected: str, found: str, fix: str) -> NoReturn:
     """Ends with an error in the form of setup/lib.sh's `problem`."""
     print(
-        f"  FAIL  {what}\n        expected: {expected}\n        found:    {found}", file=sys.stderr
+        f"  FAIL  {what}\n        expected: {expected}\n        found:    {found}\n"
+        f"        fix:      {fix}",
+        file=sys.stderr,
     )
-    print(f"        fix:      {AGAIN}", file=sys.stderr)
     sys.exit(1)
 
 

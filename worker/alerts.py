@@ -4,25 +4,25 @@ The server calls it, so no flow run ever waits for it.
 """
 
 import json
+from typing import Any
 from urllib.parse import urlsplit
 
-from prefect.automations import Automation
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.actions import CallWebhook
-from prefect.events.schemas.automations import EventTrigger
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
 BLOCK = "alerts"
 SLACK = "hooks.slack.com"
-AUTOMATIONS = {
-    # By the state's type: a failed state may have any name.
-    "Alert: failed or crashed run": EventTrigger(
-        expect={"prefect.flow-run.*"},
-        match={"prefect.state-type": ["FAILED", "CRASHED"]},
-    ),
-    "Alert: late run": EventTrigger(expect={"prefect.flow-run.Late"}),
+# By the state's type, since a failed state may have any name; of late ones there is but one.
+AUTOMATIONS: dict[str, dict[str, Any]] = {
+    "Alert: failed or crashed run": {
+        "expect": {"prefect.flow-run.*"},
+        "match": {"prefect.state-type": ["FAILED", "CRASHED"]},
+    },
+    "Alert: late run": {"expect": {"prefect.flow-run.Late"}},
 }
 WHAT = 'flow.name ~ "/" ~ deployment.name ~ " " ~ flow_run.state.name ~ ", run " ~ flow_run.name'
 WHY = '(": " ~ flow_run.state.message if flow_run.state.message else "")'
@@ -42,20 +42,28 @@ def apply_alerts(client: SyncPrefectClient, url: str) -> str:
         return "none, ALERT_WEBHOOK_URL is empty"
     block = Webhook(url=SecretStr(url), headers=SecretDict({"Content-Type": "application/json"}))
     block_id = block.save(BLOCK, overwrite=True)
-    for name, trigger in AUTOMATIONS.items():
-        wanted = Automation(
+    for name, events in AUTOMATIONS.items():
+        # Every field that is sent is named: an update leaves out those that aren't, types included.
+        wanted = AutomationCore(
             name=name,
             description="Made by `make deploy`, from ALERT_WEBHOOK_URL in .env",
-            # Not of subflows, whose failure is their parent's to tell.
-            trigger=trigger.model_copy(
-                update={"match_related": {"prefect.resource.role": "deployment"}}
+            trigger=EventTrigger(
+                type="event",
+                posture=Posture.Reactive,
+                # Not of subflows, whose failure is their parent's to tell.
+                match_related={"prefect.resource.role": "deployment"},
+                **events,
             ),
-            actions=[CallWebhook(block_document_id=block_id, payload=payload(url))],
+            actions=[
+                CallWebhook(type="call-webhook", block_document_id=block_id, payload=payload(url))
+            ],
         )
         found = client.read_automations_by_name(name)
         if not found:
             client.create_automation(wanted)
         for automation in found[:1]:
+            # Whoever has switched it off in the UI meant it.
+            wanted.enabled = automation.enabled
             client.update_automation(automation.id, wanted)
         for double in found[1:]:
             client.delete_automation(double.id)
