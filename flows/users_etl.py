@@ -40,9 +40,7 @@ def transform(users: list[dict[str, Any]]) -> pd.DataFrame:
     table = pd.json_normalize(users)
     flat = {*COLUMNS, *ADDRESS, "company.name"} - {"address", "company"}
     if missing := sorted(flat - set(table.columns)):
-        raise ValueError(
-            f"Expected users with {', '.join(sorted(flat))}; missing: {', '.join(missing)}"
-        )
+        raise ValueError(f"Expected a list of users, found one without: {', '.join(missing)}")
     table["address"] = table[ADDRESS].astype("string").agg(", ".join, axis="columns")
     table["company"] = table["company.name"]
     return table[COLUMNS]
@@ -67,14 +65,19 @@ def load(table: pd.DataFrame, path: str) -> Path:
     folder = (root / path).resolve()
     if not folder.is_relative_to(root):
         raise ValueError(f"path: expected a folder below {root}, found {path!r}: {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"users-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.csv"
-    with NamedTemporaryFile("w", dir=folder, prefix=".", suffix=".part", encoding="utf-8") as part:
-        table.to_csv(part, index=False)
-        part.flush()
-        os.fsync(part.fileno())
-        os.chmod(part.name, 0o644)
-        os.link(part.name, file)  # unlike a rename, never over another file
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(
+            "w", dir=folder, prefix=".", suffix=".part", encoding="utf-8"
+        ) as part:
+            table.to_csv(part, index=False)
+            part.flush()
+            os.fsync(part.fileno())
+            os.chmod(part.name, 0o644)
+            os.link(part.name, file)  # unlike a rename, never over another file
+    except OSError as error:
+        raise OSError(error.errno, f"can't write: {error.strerror}", str(file)) from None
     get_run_logger().info("%d rows in %s", len(table), file)
     return file
 

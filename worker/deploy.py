@@ -209,11 +209,14 @@ def check(entry: Any) -> Flow[..., Any]:
         raise Problem("`entrypoint: flows/module.py:function`", repr(entrypoint), mend)
     for schedule in entry.get("schedules") or []:
         check_schedule(schedule, mend)
-    if not (entry.get("work_pool") or {}).get("name"):
+    pool = entry.get("work_pool") or {}
+    if not pool.get("name"):
         raise Problem(f"`work_pool: {{name: {WORK_POOL}}}`", "none", mend)
+    own_image = "image" in (pool.get("job_variables") or {})
     try:
-        # Imports the module as a run would. `prefect deploy` is content with a placeholder.
-        return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+        # Imports the module as a run would. `prefect deploy` is content with a placeholder, and so
+        # are we for a flow that may import what only an image of its own has.
+        return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=own_image)
     except (Exception, SystemExit) as error:
         cause = error.user_exc if isinstance(error, ScriptError) else error
         found = "".join(traceback.format_exception_only(cause)).strip()
@@ -270,6 +273,9 @@ def check_schedule(schedule: Any, mend: str) -> None:
     zone = schedule.get("timezone")
     if isinstance(zone, str) and "{{" not in zone:
         check_zone(zone, f"timezone of a schedule in {DEPLOYMENTS}")
+    interval = schedule.get("interval", 1)
+    if isinstance(interval, bool) or not isinstance(interval, int | float) or interval <= 0:
+        raise Problem("an interval in seconds, more than 0", repr(interval), mend)
     if "cron" in schedule:
         try:
             CronSchedule(cron=schedule["cron"])

@@ -21,6 +21,14 @@ def scheduled_runs(stack: Stack) -> list[tuple[Any, ...]]:
     )
 
 
+def waiting_ids(stack: Stack) -> list[str]:
+    rows = stack.sql(
+        "SELECT r.id::text FROM flow_run r JOIN deployment d ON d.id = r.deployment_id"
+        " WHERE r.state_type = 'SCHEDULED' AND d.name = 'daily' ORDER BY 1"
+    )
+    return [run for (run,) in rows]
+
+
 def test_up_shows_address_login_next_runs_and_the_artifact(
     stack: Stack, first_run: dict[str, Any]
 ) -> None:
@@ -66,7 +74,7 @@ def test_status_notices_that_no_run_is_waiting(stack: Stack, first_run: dict[str
     stack.run("docker", "compose", "pause", "worker")
     deployment = stack.deployment(DAILY)["id"]
     try:
-        for (run,) in stack.sql("SELECT id::text FROM flow_run WHERE state_type = 'SCHEDULED'"):
+        for run in waiting_ids(stack):
             stack.api("DELETE", f"/flow_runs/{run}")
         output = stack.run("make", "status").stdout
     finally:
@@ -103,13 +111,12 @@ def test_a_deploy_that_changes_nothing_touches_nothing(
     stack: Stack, first_run: dict[str, Any]
 ) -> None:
     stack.make("deploy")
-    query = "SELECT id::text FROM flow_run WHERE state_type = 'SCHEDULED' ORDER BY 1"
     before = eventually(
-        "three runs", 15, lambda: rows if len(rows := stack.sql(query)) == 3 else None
+        "three runs", 15, lambda: ids if len(ids := waiting_ids(stack)) == 3 else None
     )
     ids = service_ids(stack)
     assert stack.make("deploy").count("suggest-activity/daily: unchanged") == 1
-    assert stack.sql(query) == before
+    assert waiting_ids(stack) == before
     assert service_ids(stack) == ids
 
 
@@ -152,7 +159,7 @@ def test_a_run_has_a_locked_down_container_of_its_own(
     assert host["CapDrop"] == ["ALL"]
     assert host["SecurityOpt"] == ["no-new-privileges:true"]
     assert host["Privileged"] is False
-    assert host["Binds"] is None
+    assert host["Binds"] == [f"{stack.project}_data:/data"]
     assert host["Memory"] == 1 << 30
     assert host["PidsLimit"] == 512
 

@@ -13,7 +13,11 @@ TEMPLATE = Path(__file__).parents[2] / "worker/base-job-template.json"
 ENVIRONMENT = {
     "FLOW_IMAGE": "x-flow:local",
     "FLOWS_NETWORK": "x_flows",
+    "DATA_VOLUME": "x_data",
     "ACTIVITY_API_URL": "http://a",
+    "USERS_API_URL": "http://u",
+    "FACT_API_URL": "http://f",
+    "GITHUB_API_URL": "http://g",
 }
 ENTRY: dict[str, Any] = {"name": "daily", "entrypoint": FLOW, "work_pool": {"name": "docker-pool"}}
 
@@ -23,7 +27,8 @@ def test_template_is_filled_from_the_environment() -> None:
     properties = template["variables"]["properties"]
     assert properties["image"]["default"] == "x-flow:local"
     assert properties["networks"]["default"] == ["x_flows"]
-    assert properties["env"]["default"] == {"ACTIVITY_API_URL": "http://a"}
+    assert properties["volumes"]["default"] == ["x_data:/data"]
+    assert properties["env"]["default"]["ACTIVITY_API_URL"] == "http://a"
     assert "${" not in json.dumps(template)
 
 
@@ -50,6 +55,8 @@ def test_a_wrong_template_is_named(text: str, found: str) -> None:
         ({"cron": "0 9 * * *", "timezone": "Mars/Olympus"}, "Mars/Olympus"),
         ({"cron": "0 9 * * *", "interval": 60}, "one of `cron:`"),
         ({"slug": "x"}, "one of `cron:`"),
+        ({"interval": 0}, "an interval in seconds"),
+        ({"interval": "hourly"}, "an interval in seconds"),
         ("0 9 * * *", "one of `cron:`"),
     ],
 )
@@ -87,6 +94,18 @@ def test_wrong_entries_are_named(change: dict[str, Any], expected: str) -> None:
     with pytest.raises(Problem) as error:
         check({**ENTRY, **change})
     assert expected in str(error.value)
+
+
+def test_a_flow_for_another_image_need_not_import_in_this_one(tmp_path: Path) -> None:
+    module = tmp_path / "special.py"
+    module.write_text(
+        "import no_such_module\nfrom prefect import flow\n\n@flow\ndef special(): pass\n"
+    )
+    entry = {**ENTRY, "entrypoint": f"{module}:special"}
+    with pytest.raises(Problem, match="no_such_module"):
+        check(entry)
+    pool = {"name": "docker-pool", "job_variables": {"image": "another:1"}}
+    assert check({**entry, "work_pool": pool}).name == "special"
 
 
 def test_fingerprint_follows_entry_steps_flow_and_references(
