@@ -189,10 +189,16 @@ class Stack:
         )
         return found
 
-    def start(self, name: str, **parameters: Any) -> str:
+    def start(
+        self, name: str, job_variables: dict[str, Any] | None = None, **parameters: Any
+    ) -> str:
         """Starts a run; returns its id."""
         deployment_id = self.deployment(name)["id"]
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        body = {
+            "parameters": parameters,
+            "job_variables": job_variables,
+            "state": {"type": "SCHEDULED"},
+        }
         return str(self.api("POST", f"/deployments/{deployment_id}/create_flow_run", body)["id"])
 
     def container(self, run_id: str, seconds: float = 60) -> str:
@@ -216,6 +222,10 @@ class Stack:
         """Is there no container of the flow run, not even an ended one?"""
         label = f"label=io.prefect.flow-run-id={run_id}"
         return not docker("ps", "--all", "--quiet", "--filter", label)
+
+    def cleared(self, run_id: str, seconds: float = 30) -> None:
+        """Waits until the flow run's container is gone."""
+        eventually(f"container of {run_id} gone", seconds, lambda: self.gone(run_id) or None)
 
     def finished(self, run_id: str, seconds: float = 180) -> dict[str, Any]:
         """The flow run, as soon as it is in a final state."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.stack import ACTIVITY_URL, DAILY, Stack, docker, eventually
+from tests.stack import ACTIVITY_URL, DAILY, Stack, docker
 
 
 def test_the_next_worker_settles_what_a_killed_one_left(
@@ -23,11 +23,8 @@ def test_the_next_worker_settles_what_a_killed_one_left(
     assert "exit code 137" in stack.finished(killed, 60)["state"]["message"]
     assert stack.finished(lives, 120)["state_type"] == "COMPLETED"
     assert stack.finished(removed, 120)["state"]["message"] == "Its container is gone."
-    eventually(
-        "their containers gone",
-        30,
-        lambda: not [run for run in containers if not stack.gone(run)] or None,
-    )
+    for run in containers:
+        stack.cleared(run)
 
 
 def test_a_container_that_is_taken_away_makes_a_crashed_run(

@@ -1,0 +1,125 @@
+"""Failures reach a person: a real HTTP receiver on the flows' network stands for theirs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from testcontainers.core.container import DockerContainer
+
+from tests.stack import Stack, docker, eventually
+
+USERS_ETL = "users-etl/hourly"
+FACT = "cat-fact/on-demand"
+ALWAYS = "http://upstream:8000/api/users?fault_status=500"
+SLACK = "hooks.slack.com"  # a name of the receiver's on that network
+
+
+class Receiver:
+    """The receiver, by its container's id."""
+
+    def __init__(self, container: str) -> None:
+        """Takes a container that runs."""
+        self.container = container
+
+    def got(self) -> list[dict[str, str]]:
+        """Every message so far."""
+        return [json.loads(line) for line in docker("logs", self.container).splitlines()]
+
+    def told_of(self, run: str) -> list[dict[str, str]]:
+        """The messages about a run, of which there has to be one within half a minute."""
+        return eventually(
+            f"an alert about {run}",
+            30,
+            lambda: [message for message in self.got() if run in message["text"]] or None,
+        )
+
+
+@pytest.fixture
+def receiver(stack: Stack, first_run: dict[str, Any]) -> Iterator[Receiver]:
+    source = Path(__file__).with_name("receiver.py").read_text()
+    container = DockerContainer(f"{stack.project}-flow:local").with_command(
+        ["python", "-c", source]
+    )
+    with container:
+        identity = container.get_wrapped_container().id or ""
+        aliases = ("--alias", "alerts", "--alias", SLACK)
+        docker("network", "connect", *aliases, stack.flows_network, identity)
+        yield Receiver(identity)
+
+
+@pytest.fixture
+def env(stack: Stack) -> Iterator[Path]:
+    """The stack's .env, put back afterwards."""
+    path = stack.folder / ".env"
+    original = path.read_text()
+    yield path
+    path.write_text(original)
+    assert "Running" in stack.make("up")
+    assert automations(stack) == []
+
+
+def automations(stack: Stack) -> list[str]:
+    return sorted(item["name"] for item in stack.api("POST", "/automations/filter", {}))
+
+
+def send_to(stack: Stack, env: Path, url: str) -> None:
+    lines = env.read_text().splitlines()
+    kept = [line for line in lines if not line.startswith("ALERT_WEBHOOK_URL=")]
+    env.write_text("\n".join([*kept, f"ALERT_WEBHOOK_URL={url}", ""]))
+    stack.make("up")
+    assert automations(stack) == ["Alert: failed or crashed run", "Alert: late run"]
+
+
+def test_failed_crashed_and_late_runs_are_told_of(
+    stack: Stack, receiver: Receiver, env: Path, tmp_path: Path
+) -> None:
+    assert automations(stack) == []
+    send_to(stack, env, "http://alerts:8000/json")
+    send_to(stack, env, "http://alerts:8000/json")  # updated in place, not doubled
+
+    failed = stack.start(USERS_ETL, url=ALWAYS, path="never", retry_delay_seconds=0)
+    crashed = stack.start(FACT, url="http://upstream:8000/api/fact?fault_delay=60")
+    stack.running(crashed)
+    docker("kill", stack.container(crashed))
+    assert stack.finished(crashed)["state_type"] == "CRASHED"
+    assert stack.finished(failed)["state_type"] == "FAILED"
+    stack.attempts(failed, {"extract": 11})
+    stack.make("data", env={"TO": str(tmp_path)})
+    assert not (tmp_path / "never").exists(), "no half of a file"
+
+    stack.run("docker", "compose", "pause", "worker")
+    try:
+        late = stack.start(FACT)
+        [told] = receiver.told_of(late)
+    finally:
+        stack.run("docker", "compose", "unpause", "worker")
+    assert (told["state"], told["deployment"]) == ("Late", "on-demand")
+    assert stack.finished(late)["state_type"] == "COMPLETED"
+
+    [told] = receiver.told_of(failed)
+    assert told["text"].startswith("users-etl/hourly Failed, run ")
+    assert "500 Server Error" in told["message"]
+    assert (told["flow"], told["state_type"]) == ("users-etl", "FAILED")
+    assert told["url"].endswith(f"/flow-run/{failed}")
+    [told] = receiver.told_of(crashed)
+    assert told["state"] == "Crashed"
+
+
+def test_slack_gets_its_shape_and_a_slow_webhook_holds_nothing_up(
+    stack: Stack, receiver: Receiver, env: Path
+) -> None:
+    send_to(stack, env, f"http://{SLACK}:8000/slow")
+    refused = "http://upstream:8000/api/fact?fault_status=404"
+    runs = [stack.start(FACT, url=refused) for _ in range(2)]
+    for run in runs:
+        assert stack.finished(run)["state_type"] == "FAILED"
+        [told] = receiver.told_of(run)
+        assert told.keys() == {"text"}
+        assert told["text"].startswith("cat-fact/on-demand Failed, run ")
+
+    send_to(stack, env, "http://alerts:1/nobody-there")
+    run = stack.start(FACT, url=refused)
+    assert stack.finished(run)["state_type"] == "FAILED"
+    assert stack.finished(stack.start(FACT))["state_type"] == "COMPLETED"
