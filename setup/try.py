@@ -1,7 +1,9 @@
 """One run of the daily flow in this process, with a server and an API that live as long as it."""
 
+import atexit
 import os
 import runpy
+import shutil
 import socket
 import sys
 import tempfile
@@ -16,16 +18,17 @@ ARTIFACT = "activity"
 
 def main() -> None:
     """Runs it and shows its artifact."""
-    with (
-        tempfile.TemporaryDirectory(prefix="prefect-try-") as home,
-        socket.create_server(("127.0.0.1", 0)) as listener,
-    ):
-        os.chdir(home)  # out of reach of this folder's .env, which leads to a running stack
-        for name in [name for name in os.environ if name.startswith("PREFECT_")]:
-            del os.environ[name]
+    home = tempfile.mkdtemp(prefix="prefect-try-")
+    # Registered before Prefect's own, so that the server has stopped by then.
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    os.chdir(home)  # out of reach of this folder's .env, which leads to a running stack
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        del os.environ[name]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         os.environ |= {
             "PREFECT_HOME": home,
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             "ACTIVITY_API_URL": "http://{}:{}/api/activity".format(*listener.getsockname()),
@@ -60,4 +63,7 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
