@@ -13,8 +13,7 @@ main() {
   dir=$1
   shift
   find_uv
-  # Compiled here, once: a read-only container would compile at every start.
-  UV_PROJECT_ENVIRONMENT=$dir "$uv" sync --quiet --locked --compile-bytecode "$@"
+  UV_PROJECT_ENVIRONMENT=$dir "$uv" sync --quiet --locked "$@"
   if [ -x "$dir/bin/uv" ]; then rm -rf "$dir.uv"; fi
 }
 
