@@ -4,6 +4,7 @@ set -eu
 cd "$(dirname "$0")/.."
 . setup/lib.sh
 
+require_env
 project=$(setting COMPOSE_PROJECT_NAME)
 volume=${project}_data
 docker volume inspect "$volume" >/dev/null 2>&1 ||

@@ -17,7 +17,7 @@ confirm_loss() {
 
 require_env
 project=$(setting COMPOSE_PROJECT_NAME)
-confirm_loss "Remove the stack \"$project\" with its database: every run, log and artifact?"
+confirm_loss "Remove the stack \"$project\" with its data: every run, log, artifact and file?"
 ops/down.sh
 docker compose down --volumes --remove-orphans
 images=$(docker image ls --quiet --filter "label=com.docker.compose.project=$project" | sort -u)

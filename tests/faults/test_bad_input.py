@@ -53,6 +53,7 @@ def test_settings_that_are_empty_or_wrong_are_all_named_at_once(project_copy: St
     text = text.replace("PREFECT_PORT=4200", "PREFECT_PORT=many").replace(
         "http://upstream", "upstream"
     )
+    text = text.replace("ALERT_WEBHOOK_URL=", "ALERT_WEBHOOK_URL=me@example.org")
     (project_copy.folder / ".env").write_text(text)
     output = project_copy.make("up", code=2)
     for key in (
@@ -62,14 +63,18 @@ def test_settings_that_are_empty_or_wrong_are_all_named_at_once(project_copy: St
         "SCHEDULE_TIMEZONE",
         "PREFECT_PORT",
         "ACTIVITY_API_URL",
+        "USERS_API_URL",
+        "FACT_API_URL",
+        "GITHUB_API_URL",
+        "ALERT_WEBHOOK_URL",
     ):
         assert f"FAIL  {key}" in output
-    assert "6 of the above to mend, then: make up" in output
+    assert "10 of the above to mend, then: make up" in output
     assert (project_copy.folder / ".env").read_text() == text
     assert_untouched(project_copy)
 
 
-@pytest.mark.parametrize("verb", ["status", "run", "deploy", "down", "destroy"])
+@pytest.mark.parametrize("verb", ["status", "run", "data", "deploy", "down", "destroy"])
 def test_verbs_before_the_first_up_say_what_to_do(project_copy: Stack, verb: str) -> None:
     output = project_copy.make(verb, code=2, env={"YES": "1"})
     assert "no .env here" in output
