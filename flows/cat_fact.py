@@ -1,7 +1,6 @@
 """Facts about cats from an HTTP API: one after the other, and by the async twin many at a time."""
 
 import asyncio
-import os
 from typing import Annotated
 
 import httpx
@@ -9,9 +8,7 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, Field
-from web import DEADLINE_SECONDS, TIMEOUT_SECONDS, Url, get, validated, worth_a_retry
-
-DEFAULT_URL = "http://127.0.0.1:4280/api/fact"  # in containers FACT_API_URL says where it is
+from web import DEADLINE_SECONDS, TIMEOUT_SECONDS, Url, address, get, validated, worth_a_retry
 
 Count = Annotated[int, Field(ge=1, le=100)]
 
@@ -60,9 +57,10 @@ def cat_fact(url: Url = "", count: Count = 1) -> list[str]:
     Returns:
         The facts.
     """
+    source = address(url, "FACT_API_URL", "/fact")
     facts = []
     for _ in range(count):
-        facts.append(get_fact(address(url)))
+        facts.append(get_fact(source))
         get_run_logger().info("Did you know? %s", facts[-1])
     return facts
 
@@ -81,22 +79,23 @@ async def cat_fact_async(
     Returns:
         The facts.
     """
+    source = address(url, "FACT_API_URL", "/fact")
     limit = asyncio.Semaphore(at_once)
     async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS[1], follow_redirects=True) as client:
 
         async def fetch() -> str:
             async with limit:
-                return await get_fact_async(address(url), client)
+                return await get_fact_async(source, client)
 
-        facts = await asyncio.gather(*(fetch() for _ in range(count)))
+        # Every one has ended before the client closes, also when one fails.
+        answers = await asyncio.gather(*(fetch() for _ in range(count)), return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    facts = [answer for answer in answers if isinstance(answer, str)]
     for fact in facts:
         get_run_logger().info("Did you know? %s", fact)
     return facts
-
-
-def address(url: str) -> str:
-    """Where to ask."""
-    return url or os.environ.get("FACT_API_URL") or DEFAULT_URL
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Asks GitHub's API how many stars repositories have, and what that means."""
 
-import os
 from typing import Annotated
 
 from prefect import flow, get_run_logger, task, unmapped
@@ -8,10 +7,8 @@ from prefect.artifacts import create_table_artifact
 from prefect.futures import wait
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, Field
-from web import Url, get, worth_a_retry
+from web import Url, address, get, worth_a_retry
 
-# In containers GITHUB_API_URL says where it is; the public one is https://api.github.com
-DEFAULT_URL = "http://127.0.0.1:4280/api"
 ARTIFACT_KEY = "github-stars"
 
 Repositories = Annotated[
@@ -85,7 +82,7 @@ def github_stars(
     Returns:
         The stars by repository.
     """
-    base = (api or os.environ.get("GITHUB_API_URL") or DEFAULT_URL).rstrip("/")
+    base = address(api, "GITHUB_API_URL", "").rstrip("/")
     answers = get_repository.map(repositories, api=unmapped(base))
     wait(answers)
     found = [answer.result() for answer in answers if answer.state.is_completed()]

@@ -38,7 +38,7 @@ def morning_report() -> State[None]:
             for title, section in SECTIONS.items()
         }
         states: dict[str, State[Any]] = {
-            title: future.result() for title, future in running.items()
+            title: outcome(future) for title, future in running.items()
         }
 
     for title, state in states.items():
@@ -50,6 +50,13 @@ def morning_report() -> State[None]:
     if failed:
         return Failed(message=f"{len(failed)} of {len(states)} failed: {', '.join(failed)}")
     return Completed(message=f"All {len(states)} worked")
+
+
+def outcome(section: Future[State[Any]]) -> State[Any]:
+    """The state it ended in, also when it couldn't be run at all."""
+    if error := section.exception():
+        return Failed(message=f"{type(error).__name__}: {error}")
+    return section.result()
 
 
 def as_markdown(states: dict[str, State[Any]]) -> str:

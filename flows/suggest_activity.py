@@ -1,16 +1,12 @@
 """Suggests something to do: asks an HTTP API for an activity and keeps it as an artifact."""
 
-import os
-
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.futures import wait
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, ConfigDict, Field
-from web import Url, get, worth_a_retry
+from web import Url, address, get, worth_a_retry
 
-# The stack's own upstream as this machine sees it; in containers ACTIVITY_API_URL says where it is.
-DEFAULT_URL = "http://127.0.0.1:4280/api/activity"
 ARTIFACT_KEY = "activity"
 
 
@@ -78,7 +74,7 @@ def suggest_activity(url: Url = "") -> str:
     Returns:
         The activity's text.
     """
-    activity = get_random_activity(url or os.environ.get("ACTIVITY_API_URL") or DEFAULT_URL)
+    activity = get_random_activity(address(url, "ACTIVITY_API_URL", "/activity"))
     done = [print_activity.submit(activity), save_activity_artifact.submit(activity)]
     wait(done)
     for future in done:

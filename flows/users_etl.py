@@ -8,12 +8,39 @@ from typing import Annotated, Any
 
 import pandas as pd
 from prefect import flow, get_run_logger, task
-from pydantic import Field
-from web import Url, get, worth_a_retry
+from pydantic import BaseModel, Field
+from web import Url, address, get, worth_a_retry
 
-DEFAULT_URL = "http://127.0.0.1:4280/api/users"  # in containers USERS_API_URL says where it is
 COLUMNS = ["id", "name", "username", "email", "address", "phone", "company"]
 ADDRESS = ["address.street", "address.suite", "address.zipcode", "address.city"]
+
+
+class Address(BaseModel):
+    """Where a user lives."""
+
+    street: str
+    suite: str
+    city: str
+    zipcode: str
+
+
+class Company(BaseModel):
+    """Where a user works."""
+
+    name: str
+
+
+class User(BaseModel):
+    """What is used of the API's answer. Checked where it is asked for: only there a retry helps."""
+
+    id: int
+    name: str
+    username: str
+    email: str
+    address: Address
+    phone: str
+    company: Company
+
 
 # A folder below the data folder; no part of it begins with a dot, so none is "..".
 Folder = Annotated[str, Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*$", examples=["users"])]
@@ -27,21 +54,18 @@ Folder = Annotated[str, Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*$", example
 )
 def extract(url: str) -> list[dict[str, Any]]:
     """Asks the API for its list of users; an empty one is an error."""
-    users = get(url, list[dict[str, Any]], "list of users")
+    users = get(url, list[User], "list of users")
     if not users:
         raise ValueError(f"{url} answered 200 with an empty list, expected at least one user")
     get_run_logger().info("%d users from %s", len(users), url)
-    return users
+    return [user.model_dump() for user in users]
 
 
 @task
 def transform(users: list[dict[str, Any]]) -> pd.DataFrame:
     """One row a user, one line an address, the company by its name."""
     table = pd.json_normalize(users)
-    flat = {*COLUMNS, *ADDRESS, "company.name"} - {"address", "company"}
-    if missing := sorted(flat - set(table.columns)):
-        raise ValueError(f"Expected a list of users, found one without: {', '.join(missing)}")
-    table["address"] = table[ADDRESS].astype("string").agg(", ".join, axis="columns")
+    table["address"] = table[ADDRESS].agg(", ".join, axis="columns")
     table["company"] = table["company.name"]
     return table[COLUMNS]
 
@@ -99,7 +123,7 @@ def users_etl(
         The file's path.
     """
     users = extract.with_options(retry_delay_seconds=retry_delay_seconds)(
-        url or os.environ.get("USERS_API_URL") or DEFAULT_URL
+        address(url, "USERS_API_URL", "/users")
     )
     return str(load(transform(users), path))
 

@@ -1,25 +1,41 @@
 """What the flows that ask an HTTP API share: a GET with its answer validated, and when to retry."""
 
+import os
 from time import monotonic
 from typing import Annotated, Any, TypeVar
 
+import httpx
 import requests
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 from pydantic import Field, TypeAdapter, ValidationError
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
+from urllib3.exceptions import HTTPError
 
 # Empty for the default. A union with None would do, but its refusal names no reason.
 Url = Annotated[str, Field(pattern=r"^$|^https?://[^\s/?#]+\S*$", examples=["https://a.example"])]
 T = TypeVar("T")
 
+UPSTREAM = "http://127.0.0.1:4280/api"  # the stack's own, as this machine sees it
+NO_URL = (
+    httpx.InvalidURL,
+    httpx.UnsupportedProtocol,
+    requests.exceptions.InvalidURL,
+    requests.exceptions.MissingSchema,
+)
+
 TIMEOUT_SECONDS = (5, 10)  # to connect, to wait for the next bytes
-# For all of it, however slowly it comes. A task's own timeout can't end a request in a thread.
+# For all of a body, however slowly it comes: a task's own timeout can't end a request in a thread.
 DEADLINE_SECONDS = 120
 # Retries are the tasks' own, where the UI shows them. All that is left to HTTP is to wait for as
 # long as a 429 or 503 asks for in its Retry-After (RFC 9110), within reason.
 PATIENCE = Retry(total=2, connect=0, read=0, other=0, raise_on_status=False, retry_after_max=30)
+
+
+def address(url: str, variable: str, path: str) -> str:
+    """Where to ask: the URL if there is one, else the variable's, else the stack's own upstream."""
+    return url or os.environ.get(variable) or UPSTREAM + path
 
 
 def get(url: str, shape: type[T], what: str) -> T:
@@ -41,10 +57,13 @@ def get(url: str, shape: type[T], what: str) -> T:
         with session.get(url, timeout=TIMEOUT_SECONDS, stream=True) as response:
             response.raise_for_status()
             body = bytearray()
-            for chunk in response.iter_content(65536):
-                body += chunk
-                if monotonic() > deadline:
-                    raise requests.ReadTimeout(f"{url} took over {DEADLINE_SECONDS} s to answer")
+            try:
+                while chunk := response.raw.read1(65536, decode_content=True):
+                    body += chunk
+                    if monotonic() > deadline:
+                        raise requests.ReadTimeout(f"{url}: no end after {DEADLINE_SECONDS} s")
+            except HTTPError as error:
+                raise requests.ConnectionError(f"{url}: {error}") from error
     return validated(url, bytes(body), shape, what)
 
 
@@ -55,7 +74,7 @@ def validated(url: str, body: bytes, shape: type[T], what: str) -> T:
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}"
-            for problem in error.errors()
+            for problem in error.errors()[:5]
         )
         raise ValueError(
             f"{url} answered 200 with no {what} in it ({problems}). "
@@ -66,7 +85,7 @@ def validated(url: str, body: bytes, shape: type[T], what: str) -> T:
 def worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Anything may heal but what is no URL and what the API refuses: 4xx other than 408 and 429."""
     error = state.result(raise_on_failure=False)
-    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.MissingSchema):
+    if isinstance(error, NO_URL):
         return False
     response = getattr(error, "response", None)  # requests' and httpx's errors have it alike
     return response is None or response.status_code >= 500 or response.status_code in (408, 429)

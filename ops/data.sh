@@ -9,6 +9,8 @@ project=$(setting COMPOSE_PROJECT_NAME)
 volume=${project}_data
 docker volume inspect "$volume" >/dev/null 2>&1 ||
   die "data volume" "a stack that was set up" "no volume $volume" "make up"
+docker image inspect "$project-flow:local" >/dev/null 2>&1 ||
+  die "flow image" "$project-flow:local" "no such image" "make images"
 
 # in_volume COMMAND…: with the volume and nothing else, whether or not the stack is up. What begins
 # with a dot is Prefect's (results that are kept) or not finished.
@@ -27,6 +29,11 @@ if [ -z "${TO:-}" ]; then
   fi
 else
   mkdir -p "$TO"
-  in_volume tar --create --no-wildcards-match-slash --exclude='.?*' . | tar -x --no-same-owner -f - -C "$TO"
+  # sh knows only of the last command of a pipe how it ended.
+  failed=$(mktemp)
+  trap 'rm -f "$failed"' EXIT
+  { in_volume tar --create --no-wildcards-match-slash --exclude='.?*' . || echo failed >"$failed"; } |
+    tar -x --no-same-owner -f - -C "$TO"
+  [ ! -s "$failed" ] || die "data" "every file to be read" "the error above" "make data TO=$TO"
   say "Copied to $TO"
 fi

@@ -7,7 +7,9 @@ import sys
 from typing import NoReturn
 
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, Log
+from prefect.client.schemas.sorting import LogSort
 from prefect.events import FlowRunSubscriber
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
@@ -27,9 +29,9 @@ async def main(name: str, text: str) -> int:
     async with get_client() as client:
         run = await start(client, name, text)
         url = f"{get_current_settings().ui_url}/runs/flow-run/{run.id}"
-        print(f"==> {name}: run {run.name}\n    {url}", flush=True)
+        print(f"==> {name}: run {run.name} (times in UTC)\n    {url}", flush=True)
         try:
-            await show_logs(run)
+            await show_logs(client, run)
         except asyncio.CancelledError:
             print(f"\nThe run goes on; see {url}", file=sys.stderr)
             raise
@@ -71,13 +73,29 @@ async def start(client: PrefectClient, name: str, text: str) -> FlowRun:
         refuse("PARAMS", expected, error.response.json().get("detail", str(error)), again)
 
 
-async def show_logs(run: FlowRun) -> None:
+async def show_logs(client: PrefectClient, run: FlowRun) -> None:
     """Prints the run's log lines until it has ended and no more come."""
+    shown: set[tuple[str, ...]] = set()
+
+    def show(log: Log) -> None:
+        line = (f"{log.timestamp:%H:%M:%S}", logging.getLevelName(log.level), log.message)
+        if (key := (log.timestamp.isoformat(), *line)) not in shown:
+            shown.add(key)
+            print("{}  {:<7}  {}".format(*line), flush=True)
+
     async with FlowRunSubscriber(run.id) as subscriber:
         async for item in subscriber:
             if isinstance(item, Log):
-                level = logging.getLevelName(item.level)
-                print(f"{item.timestamp:%H:%M:%S}  {level:<7}  {item.message}", flush=True)
+                show(item)
+            elif item.event == "prefect.flow-run.Late":
+                print("No worker has taken it yet; is there one? make status", flush=True)
+    # What came before the subscription, or after the last patience with it.
+    of_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+    offset = 0
+    while logs := await client.read_logs(of_run, offset=offset, sort=LogSort.TIMESTAMP_ASC):
+        offset += len(logs)
+        for log in logs:
+            show(log)
 
 
 def listed(title: str, lines: list[str]) -> str:

@@ -31,6 +31,8 @@ def main() -> None:
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
             "ACTIVITY_API_URL": "http://{}:{}/api/activity".format(*listener.getsockname()),
         }
         serve_upstream(listener)

@@ -122,7 +122,7 @@ class Stack:
             command,
             cwd=self.folder,
             env=os.environ | (env or {}),
-            timeout=280,
+            timeout=400,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

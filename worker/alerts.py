@@ -3,7 +3,7 @@
 The server calls it, so no flow run ever waits for it.
 """
 
-import json
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,11 +11,14 @@ from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.actions import CallWebhook
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.exceptions import ObjectNotFound
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
 BLOCK = "alerts"
 SLACK = "hooks.slack.com"
+# https://api.slack.com/reference/surfaces/formatting#escaping: & first.
+SLACK_ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 # By the state's type, since a failed state may have any name; of late ones there is but one.
 AUTOMATIONS: dict[str, dict[str, Any]] = {
     "Alert: failed or crashed run": {
@@ -39,6 +42,9 @@ def apply_alerts(client: SyncPrefectClient, url: str) -> str:
         for name in AUTOMATIONS:
             for automation in client.read_automations_by_name(name):
                 client.delete_automation(automation.id)
+        with suppress(ObjectNotFound):
+            left = client.read_block_document_by_name(BLOCK, "webhook", include_secrets=False)
+            client.delete_block_document(left.id)
         return "none, ALERT_WEBHOOK_URL is empty"
     block = Webhook(url=SecretStr(url), headers=SecretDict({"Content-Type": "application/json"}))
     block_id = block.save(BLOCK, overwrite=True)
@@ -72,20 +78,22 @@ def apply_alerts(client: SyncPrefectClient, url: str) -> str:
 
 def payload(url: str) -> str:
     """The template of what is posted: JSON, of which Slack wants no more than `text`."""
-    values = {"text": f'{WHAT} ~ {WHY} ~ "\\n" ~ (flow_run | ui_url)'}
-    if urlsplit(url).hostname != SLACK:
-        values |= {
-            "flow": "flow.name",
-            "deployment": "deployment.name",
-            "flow_run": "flow_run.name",
-            "flow_run_id": "flow_run.id",
-            "state": "flow_run.state.name",
-            "state_type": "flow_run.state.type",
-            "message": "flow_run.state.message",
-            "expected_start_time": "flow_run.expected_start_time",
-            "url": "flow_run | ui_url",
-        }
-    fields = (
-        f"{json.dumps(key)}: {{{{ ({value}) | string | tojson }}}}" for key, value in values.items()
-    )
+    text = f'{WHAT} ~ {WHY} ~ "\\n" ~ (flow_run | ui_url)'
+    if urlsplit(url).hostname == SLACK:
+        for character, escaped in SLACK_ESCAPES.items():
+            text = f"({text}) | replace('{character}', '{escaped}')"
+        return f'{{"text": {{{{ ({text}) | tojson }}}}}}'
+    values = {
+        "text": text,
+        "flow": "flow.name",
+        "deployment": "deployment.name",
+        "flow_run": "flow_run.name",
+        "flow_run_id": "flow_run.id",
+        "state": "flow_run.state.name",
+        "state_type": "flow_run.state.type",
+        "message": "flow_run.state.message",
+        "expected_start_time": "flow_run.expected_start_time",
+        "url": "flow_run | ui_url",
+    }
+    fields = (f'"{key}": {{{{ ({value}) | string | tojson }}}}' for key, value in values.items())
     return "{" + ", ".join(fields) + "}"

@@ -15,10 +15,12 @@ import os
 import re
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import prefect
@@ -39,6 +41,7 @@ WORK_POOL = "docker-pool"
 TEMPLATE = Path(__file__).with_name("base-job-template.json")
 DEPLOYMENTS = Path("prefect.yaml")
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
+RESULT_DAYS = 30
 REFERENCE = re.compile(r"\{\{\s*(\$|prefect\.variables\.)([\w-]+)")
 
 
@@ -55,9 +58,11 @@ def main() -> int:
     try:
         with get_client(sync_client=True) as client:
             say(f"work pool {WORK_POOL}: {apply_work_pool(client)}")
+            alerts = alert_webhook_url()
             Variable.set("schedule_timezone", schedule_timezone(), overwrite=True)
             failed = [name for name, ok in deploy_all(client, read_project()) if not ok]
-            say(f"alerts: {apply_alerts(client, alert_webhook_url())}")
+            prune_results(Path(os.environ["DATA_DIR"]) / ".results")
+            say(f"alerts: {apply_alerts(client, alerts)}")
     except Problem as problem:
         report("nothing was deployed", problem)
         return 1
@@ -151,9 +156,31 @@ def check_zone(name: str, where: str) -> str:
     return name
 
 
+def prune_results(folder: Path) -> None:
+    """Removes kept results that no retry will ask for any more; Prefect never does."""
+    for path in folder.glob("*"):
+        if path.stat().st_mtime < time.time() - RESULT_DAYS * 86400:
+            path.unlink(missing_ok=True)
+
+
 def alert_webhook_url() -> str:
-    """ALERT_WEBHOOK_URL, which may say who you are to Slack and so comes as a secret."""
-    return Path(os.environ["ALERT_WEBHOOK_URL_FILE"]).read_text().strip()
+    """ALERT_WEBHOOK_URL, which may say who you are to Slack and so comes as a secret.
+
+    Raises:
+        Problem: It isn't empty, and no URL either.
+    """
+    url = Path(os.environ["ALERT_WEBHOOK_URL_FILE"]).read_text().strip()
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("not a URL")
+    if url and not (parts.scheme in ("http", "https") and parts.hostname):
+        raise Problem(
+            "a URL that begins with http:// or https://, or nothing, as ALERT_WEBHOOK_URL in .env",
+            "something else",
+            "change it, then: make up",
+        )
+    return url
 
 
 def read_project() -> dict[str, Any]:
@@ -177,7 +204,7 @@ def deploy_all(client: SyncPrefectClient, project: dict[str, Any]) -> Iterator[t
             flow = check(entry)
             name = f"{flow.name}/{entry['name']}"
             version = "+".join(
-                filter(None, [entry.get("version"), fingerprint(project, entry, flow)])
+                filter(None, [str(entry.get("version", "")), fingerprint(project, entry, flow)])
             )
             if version == deployed_version(client, name):
                 say(f"{name}: unchanged")
@@ -210,7 +237,7 @@ def check(entry: Any) -> Flow[..., Any]:
     for schedule in entry.get("schedules") or []:
         check_schedule(schedule, mend)
     pool = entry.get("work_pool") or {}
-    if not pool.get("name"):
+    if not isinstance(pool, dict) or not pool.get("name"):
         raise Problem(f"`work_pool: {{name: {WORK_POOL}}}`", "none", mend)
     own_image = "image" in (pool.get("job_variables") or {})
     try:

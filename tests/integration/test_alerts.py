@@ -13,6 +13,7 @@ from tests.stack import Stack, docker, eventually
 USERS_ETL = "users-etl/hourly"
 FACT = "cat-fact/on-demand"
 ALWAYS = "http://upstream:8000/api/users?fault_status=500"
+pytestmark = pytest.mark.timeout(900)
 AUTOMATIONS = ["Alert: failed or crashed run", "Alert: late run"]
 SLACK = "hooks.slack.com"  # a name of the receiver's on that network
 
@@ -28,13 +29,18 @@ class Receiver:
         """Every message so far."""
         return [json.loads(line) for line in docker("logs", self.container).splitlines()]
 
-    def told_of(self, run: str) -> list[dict[str, str]]:
-        """The messages about a run, of which there has to be one within half a minute."""
-        return eventually(
-            f"an alert about {run}",
-            30,
-            lambda: [message for message in self.got() if run in message["text"]] or None,
-        )
+    def told_of(self, run: str, state: str) -> dict[str, str]:
+        """The message about a run's state, of which there has to be one within a minute."""
+        found = eventually(f"{state} {run}", 60, lambda: self.about(run, state) or None)
+        return found[0]
+
+    def about(self, run: str, state: str) -> list[dict[str, str]]:
+        """The messages about a run's state so far."""
+        return [
+            message
+            for message in self.got()
+            if run in message["text"] and f" {state}, run " in message["text"]
+        ]
 
 
 @pytest.fixture
@@ -93,26 +99,26 @@ def test_who_is_told_of_what(stack: Stack, receiver: Receiver, env: Path, tmp_pa
     stack.run("docker", "compose", "pause", "worker")
     try:
         late = stack.start(FACT)
-        [told] = receiver.told_of(late)
+        told = receiver.told_of(late, "Late")
     finally:
         stack.run("docker", "compose", "unpause", "worker")
     assert (told["state"], told["deployment"]) == ("Late", "on-demand")
     assert stack.finished(late)["state_type"] == "COMPLETED"
 
-    [told] = receiver.told_of(failed)
+    told = receiver.told_of(failed, "Failed")
     assert told["text"].startswith("users-etl/hourly Failed, run ")
     assert "500 Server Error" in told["message"]
     assert (told["flow"], told["state_type"]) == ("users-etl", "FAILED")
     assert told["url"].endswith(f"/flow-run/{failed}")
-    [told] = receiver.told_of(crashed)
-    assert told["state"] == "Crashed"
+    assert receiver.told_of(crashed, "Crashed")["state"] == "Crashed"
+    assert len(receiver.about(failed, "Failed")) == len(receiver.about(crashed, "Crashed")) == 1
 
     send_to(stack, env, f"http://{SLACK}:8000/slow")
     refused = "http://upstream:8000/api/fact?fault_status=404"
     runs = [stack.start(FACT, url=refused) for _ in range(2)]
     for run in runs:
         assert stack.finished(run)["state_type"] == "FAILED"
-        [told] = receiver.told_of(run)
+        told = receiver.told_of(run, "Failed")
         assert told.keys() == {"text"}
         assert told["text"].startswith("cat-fact/on-demand Failed, run ")
 

@@ -2,7 +2,11 @@
 
 import os
 
+import pytest
+
 from tests.stack import Stack
+
+pytestmark = pytest.mark.timeout(900)  # all packages may have to be fetched
 
 
 def test_a_look_without_docker(project_copy: Stack) -> None:

@@ -45,4 +45,6 @@ def test_json_has_it_all_and_a_text() -> None:
 
 
 def test_slack_gets_its_own_shape() -> None:
-    assert rendered("https://hooks.slack.com/services/T/B/x").keys() == {"text"}
+    sent = rendered("https://hooks.slack.com/services/T/B/x")
+    assert sent.keys() == {"text"}
+    assert 'He said: "{{ no }}" &lt;b&gt;\n' in sent["text"]

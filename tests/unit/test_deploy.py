@@ -1,12 +1,22 @@
 """deploy.py: what it accepts and what it says."""
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from worker.deploy import Problem, check, check_schedule, fingerprint, read_template
+from worker.deploy import (
+    Problem,
+    alert_webhook_url,
+    check,
+    check_schedule,
+    fingerprint,
+    prune_results,
+    read_template,
+)
 
 FLOW = "flows/suggest_activity.py:suggest_activity"
 TEMPLATE = Path(__file__).parents[2] / "worker/base-job-template.json"
@@ -45,6 +55,33 @@ def test_every_variable_of_the_template_is_used() -> None:
 def test_a_wrong_template_is_named(text: str, found: str) -> None:
     with pytest.raises(Problem, match=found):
         read_template(text, ENVIRONMENT)
+
+
+@pytest.mark.parametrize("url", ["hooks.slack.com/x", "http://[x", "https:///x", "ftp://a.example"])
+def test_a_wrong_webhook_is_refused_without_saying_it(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "alert_webhook_url"
+    monkeypatch.setenv("ALERT_WEBHOOK_URL_FILE", str(file))
+    file.write_text("https://hooks.slack.com/services/x")
+    assert alert_webhook_url() == "https://hooks.slack.com/services/x"
+    file.write_text("")
+    assert alert_webhook_url() == ""
+    file.write_text(url)
+    with pytest.raises(Problem, match="ALERT_WEBHOOK_URL") as error:
+        alert_webhook_url()
+    assert url not in str(error.value)
+
+
+def test_old_results_are_removed(tmp_path: Path) -> None:
+    for name, days in {"old": 31, "young": 29}.items():
+        path = tmp_path / name
+        path.write_text("")
+        past = time.time() - days * 86400
+        os.utime(path, (past, past))
+    prune_results(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["young"]
+    prune_results(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +124,7 @@ def test_right_schedules_pass(schedule: Any) -> None:
         ({"entrypoint": "flows/suggest_activity.py"}, "`entrypoint: flows/module.py:function`"),
         ({"entrypoint": "flows/nowhere.py:nowhere"}, "a flow at flows/nowhere.py:nowhere"),
         ({"work_pool": {}}, "`work_pool: {name: docker-pool}`"),
+        ({"work_pool": "docker-pool"}, "`work_pool: {name: docker-pool}`"),
         ({"schedules": [{"cron": "x"}]}, "a cron expression"),
     ],
 )
