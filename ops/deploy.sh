@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 . setup/lib.sh
 
 require_server
+setup/env.sh # what `deploy` reads of .env may have changed
 build deploy || die "flow image" "a build that ends" "the error above" "mend it, then: make deploy"
 # The service's own container, not a `run` beside it: `make status` tells how the last deploy went.
 docker compose --progress quiet up --detach deploy

@@ -63,8 +63,21 @@ def env(stack: Stack) -> Iterator[Path]:
     original = path.read_text()
     yield path
     path.write_text(original)
-    assert "Running" in stack.make("up")
+    stack.make("deploy")
     assert automations(stack) == []
+
+
+@pytest.fixture
+def nobodys(stack: Stack, first_run: dict[str, Any]) -> Iterator[str]:
+    """A deployment without a work pool, whose runs nobody begins."""
+    flow = stack.deployment(FACT)["flow_id"]
+    body = {"name": "nobodys", "flow_id": flow}
+    created = stack.api("POST", "/deployments/", body)["id"]
+    yield "cat-fact/nobodys"
+    of_it = {"deployments": {"id": {"any_": [created]}}}
+    for run in stack.api("POST", "/flow_runs/filter", of_it):
+        stack.api("DELETE", f"/flow_runs/{run['id']}")
+    stack.api("DELETE", f"/deployments/{created}")
 
 
 def automations(stack: Stack) -> list[str]:
@@ -75,17 +88,20 @@ def send_to(stack: Stack, env: Path, url: str) -> None:
     lines = env.read_text().splitlines()
     kept = [line for line in lines if not line.startswith("ALERT_WEBHOOK_URL=")]
     env.write_text("\n".join([*kept, f"ALERT_WEBHOOK_URL={url}", ""]))
-    stack.make("up")
+    stack.make("deploy")
     assert automations(stack) == AUTOMATIONS
 
 
-def test_who_is_told_of_what(stack: Stack, receiver: Receiver, env: Path, tmp_path: Path) -> None:
+def test_who_is_told_of_what(
+    stack: Stack, receiver: Receiver, env: Path, nobodys: str, tmp_path: Path
+) -> None:
     """Failed, crashed and late runs, once each; as Slack wants it; nobody waits for a webhook."""
     assert automations(stack) == []
     send_to(stack, env, "http://alerts:8000/json")
-    stack.make("deploy")
+    stack.make("up")
     assert automations(stack) == AUTOMATIONS, "updated in place, not doubled"
 
+    late = stack.start(nobodys)
     failed = stack.start(USERS_ETL, url=ALWAYS, path="never", retry_delay_seconds=0)
     crashed = stack.start(FACT, url="http://upstream:8000/api/fact?fault_delay=60")
     stack.running(crashed)
@@ -96,20 +112,13 @@ def test_who_is_told_of_what(stack: Stack, receiver: Receiver, env: Path, tmp_pa
     stack.make("data", env={"TO": str(tmp_path)})
     assert not (tmp_path / "never").exists(), "no half of a file"
 
-    stack.run("docker", "compose", "pause", "worker")
-    try:
-        late = stack.start(FACT)
-        told = receiver.told_of(late, "Late")
-    finally:
-        stack.run("docker", "compose", "unpause", "worker")
-    assert (told["state"], told["deployment"]) == ("Late", "on-demand")
-    assert stack.finished(late)["state_type"] == "COMPLETED"
-
     told = receiver.told_of(failed, "Failed")
     assert told["text"].startswith("users-etl/hourly Failed, run ")
     assert "500 Server Error" in told["message"]
     assert (told["flow"], told["state_type"]) == ("users-etl", "FAILED")
     assert told["url"].endswith(f"/flow-run/{failed}")
+    told = receiver.told_of(late, "Late")
+    assert (told["state"], told["deployment"]) == ("Late", "nobodys")
     assert receiver.told_of(crashed, "Crashed")["state"] == "Crashed"
     assert len(receiver.about(failed, "Failed")) == len(receiver.about(crashed, "Crashed")) == 1
 

@@ -236,7 +236,7 @@ def test_images_carry_what_they_should_and_no_more(stack: Stack) -> None:
         command = ["docker", "run", "--rm", "--network=none", f"{stack.project}-{image}:local"]
         return subprocess.run([*command, "python", "-c", f"import {module}"]).returncode == 0
 
-    assert imports("flow", "prefect, requests, flows.suggest_activity")
+    assert imports("flow", "prefect, requests, httpx, pandas")
     assert not imports("flow", "prefect_docker")
     assert imports("worker", "prefect_docker")
     for image in ("flow", "worker", "server", "upstream"):
