@@ -8,7 +8,7 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, Field
-from web import DEADLINE_SECONDS, TIMEOUT_SECONDS, Url, address, get, validated, worth_a_retry
+from web import DEADLINE_SECONDS, TIMEOUT_SECONDS, Url, address, get, get_async, worth_a_retry
 
 Count = Annotated[int, Field(ge=1, le=100)]
 
@@ -42,8 +42,7 @@ def get_fact(url: str) -> str:
 )
 async def get_fact_async(url: str, client: httpx.AsyncClient) -> str:
     """Asks the API once, others going on meanwhile."""
-    response = (await client.get(url)).raise_for_status()
-    return validated(url, response.content, Fact, "fact").fact
+    return (await get_async(client, url, Fact, "fact")).fact
 
 
 @flow

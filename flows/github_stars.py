@@ -11,9 +11,10 @@ from web import Url, address, get, worth_a_retry
 
 ARTIFACT_KEY = "github-stars"
 
+# owner/name, neither of them made of dots alone: those would lead elsewhere in the API.
+Name = Annotated[str, Field(pattern=r"^[\w-][\w.-]*/[\w.-]*[\w-][\w.-]*$")]
 Repositories = Annotated[
-    list[Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$", examples=["PrefectHQ/prefect"])]],
-    Field(min_length=1, max_length=50),
+    list[Name], Field(min_length=1, max_length=50, examples=[["PrefectHQ/prefect"]])
 ]
 
 

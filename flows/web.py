@@ -1,5 +1,6 @@
 """What the flows that ask an HTTP API share: a GET with its answer validated, and when to retry."""
 
+import asyncio
 import os
 from time import monotonic
 from typing import Annotated, Any, TypeVar
@@ -30,7 +31,8 @@ TIMEOUT_SECONDS = (5, 10)  # to connect, to wait for the next bytes
 DEADLINE_SECONDS = 120
 # Retries are the tasks' own, where the UI shows them. All that is left to HTTP is to wait for as
 # long as a 429 or 503 asks for in its Retry-After (RFC 9110), within reason.
-PATIENCE = Retry(total=2, connect=0, read=0, other=0, raise_on_status=False, retry_after_max=30)
+WAITS = 2
+PATIENCE = Retry(total=WAITS, connect=0, read=0, other=0, raise_on_status=False, retry_after_max=30)
 
 
 def address(url: str, variable: str, path: str) -> str:
@@ -65,6 +67,18 @@ def get(url: str, shape: type[T], what: str) -> T:
             except HTTPError as error:
                 raise requests.ConnectionError(f"{url}: {error}") from error
     return validated(url, bytes(body), shape, what)
+
+
+async def get_async(client: httpx.AsyncClient, url: str, shape: type[T], what: str) -> T:
+    """The same for async flows, over a client that many requests share; raises httpx's errors."""
+    response = await client.get(url)
+    for _ in range(WAITS):
+        after = response.headers.get("Retry-After")
+        if after is None or response.status_code not in Retry.RETRY_AFTER_STATUS_CODES:
+            break
+        await asyncio.sleep(min(PATIENCE.parse_retry_after(after), PATIENCE.retry_after_max))
+        response = await client.get(url)
+    return validated(url, response.raise_for_status().content, shape, what)
 
 
 def validated(url: str, body: bytes, shape: type[T], what: str) -> T:

@@ -28,6 +28,7 @@ if [ -z "${TO:-}" ]; then
     say "No files yet: users-etl/hourly writes the first at the full hour, or: make run FLOW=users-etl/hourly"
   fi
 else
+  [ ! -e "$TO" ] || [ -d "$TO" ] || die "TO" "a folder" "$TO, a file" "make data TO=folder"
   mkdir -p "$TO"
   # sh knows only of the last command of a pipe how it ended.
   failed=$(mktemp)
@@ -35,5 +36,5 @@ else
   { in_volume tar --create --no-wildcards-match-slash --exclude='.?*' . || echo failed >"$failed"; } |
     tar -x --no-same-owner -f - -C "$TO"
   [ ! -s "$failed" ] || die "data" "every file to be read" "the error above" "make data TO=$TO"
-  say "Copied to $TO"
+  say "Copied to $(cd "$TO" && pwd)"
 fi

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
@@ -30,11 +30,7 @@ async def main(name: str, text: str) -> int:
         run = await start(client, name, text)
         url = f"{get_current_settings().ui_url}/runs/flow-run/{run.id}"
         print(f"==> {name}: run {run.name} (times in UTC)\n    {url}", flush=True)
-        try:
-            await show_logs(client, run)
-        except asyncio.CancelledError:
-            print(f"\nThe run goes on; see {url}", file=sys.stderr)
-            raise
+        await show_logs(client, run)
         run = await client.read_flow_run(run.id)
     state = run.state
     if state is None or not state.is_final():
@@ -55,13 +51,9 @@ async def start(client: PrefectClient, name: str, text: str) -> FlowRun:
             refuse("FLOW", "a deployment", "none at all", "make deploy")
         refuse("FLOW", listed("one of", known), name, f"make run FLOW={known[0]}")
     properties = (deployment.parameter_openapi_schema or {}).get("properties", {})
-    takes = [f"{key}: {about.get('description', '')}" for key, about in properties.items()]
-    again = f"make run FLOW={name} PARAMS='{{\"{next(iter(properties), 'name')}\": …}}'"
-    expected = listed(f"what {name} takes:", takes or ["no parameters"])
-    try:
-        parameters = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        refuse("PARAMS", "a JSON object", f"{text} ({error})", again)
+    expected = listed(f"what {name} takes:", [described(*item) for item in properties.items()])
+    again = f"make run FLOW={name}"
+    parameters = read_json(text, again)
     if not isinstance(parameters, dict):
         refuse("PARAMS", "a JSON object", text, again)
     # The server checks the values, but lets names pass that the flow hasn't got.
@@ -70,7 +62,32 @@ async def start(client: PrefectClient, name: str, text: str) -> FlowRun:
     try:
         return await client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
     except PrefectHTTPStatusError as error:
+        if error.response.status_code >= 500:
+            raise
         refuse("PARAMS", expected, error.response.json().get("detail", str(error)), again)
+
+
+def described(name: str, schema: dict[str, Any]) -> str:
+    """A parameter in one line: what it takes, and what for."""
+    words = {"minimum": "from", "maximum": "to", "default": "default", "examples": "such as"}
+    facts = [
+        f"{word} {json.dumps(schema[key][0] if key == 'examples' else schema[key])}"
+        for key, word in words.items()
+        if schema.get(key) not in (None, "")
+    ]
+    kind = str(schema.get("type", "value"))
+    return f"{name} ({', '.join([kind, *facts])}): {schema.get('description', '')}"
+
+
+def read_json(text: str, again: str) -> Any:
+    """Takes JSON, without what it or Postgres can't hold: NaN, half a character, NUL."""
+    try:
+        found = json.loads(text or "{}")
+        if "\\u0000" in json.dumps(found, allow_nan=False, ensure_ascii=False).encode().decode():
+            raise ValueError("the character NUL")
+    except ValueError as error:
+        refuse("PARAMS", "a JSON object", f"{text} ({error})", again)
+    return found
 
 
 async def show_logs(client: PrefectClient, run: FlowRun) -> None:

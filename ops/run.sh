@@ -5,9 +5,22 @@ set -eu
 cd "$(dirname "$0")/.."
 . setup/lib.sh
 
+# Ctrl-C reaches no process in a container but by a signal of its own.
+# shellcheck disable=SC2329  # called by the trap
+leave() {
+  docker compose exec -T server sh -c "for process in \$(grep -ls 'FOLLOWER=$follower' /proc/[0-9]*/environ); do
+    process=\${process%/environ}; kill -INT \${process#/proc/}; done" 2>/dev/null || true
+  wait
+  printf '\nThe run goes on, at the address above.\n' >&2
+  exit 130
+}
+
 require_server
-# With a terminal, Ctrl-C reaches the process in the container; the run itself goes on.
-tty=-T
-[ ! -t 0 ] || [ ! -t 1 ] || tty=
-# shellcheck disable=SC2086  # an option or none
-exec docker compose exec $tty server entrypoint.sh python -m ops.run "$FLOW" "${PARAMS:-}"
+follower=$$.$(date +%s)
+trap leave INT TERM
+docker compose exec -T --env "FOLLOWER=$follower" server \
+  entrypoint.sh python -m ops.run "$FLOW" "${PARAMS:-}" </dev/null &
+code=0
+wait $! || code=$?
+[ "$code" -lt 128 ] || die "server" "running to the end of the run" "it has stopped" "make status"
+exit "$code"

@@ -15,6 +15,7 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterParentTaskRunId,
     FlowRunFilterState,
     FlowRunFilterStateName,
     FlowRunFilterStateType,
@@ -127,7 +128,8 @@ async def last_runs_table(client: PrefectClient, names: dict[UUID, str], now: da
     begun = [state for state in StateType if state is not StateType.SCHEDULED]
     runs = await client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun))
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun)),
+            parent_task_run_id=FlowRunFilterParentTaskRunId(is_null_=True),  # no subflows
         ),
         sort=FlowRunSort.START_TIME_DESC,
         limit=ROWS,

@@ -1,6 +1,6 @@
 #!/bin/sh
 # A look without Docker: Prefect's own server for one process, on SQLite, the upstream on the
-# loopback, one run of the daily flow. Leaves nothing running, and nothing but .venv.
+# loopback, one run of the daily flow. Leaves nothing running, and nothing but .venv and .venv.uv.
 set -eu
 cd "$(dirname "$0")/.."
 . setup/lib.sh

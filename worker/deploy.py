@@ -32,6 +32,8 @@ from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound, ScriptError
 from prefect.flows import load_flow_from_entrypoint
+from prefect.utilities.schema_tools import ValidationError as SchemaError
+from prefect.utilities.schema_tools import validate
 from prefect.variables import Variable
 from pydantic import ValidationError
 
@@ -42,6 +44,7 @@ TEMPLATE = Path(__file__).with_name("base-job-template.json")
 DEPLOYMENTS = Path("prefect.yaml")
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 RESULT_DAYS = 30
+MEND = f"mend it in {DEPLOYMENTS}, then: make deploy"
 REFERENCE = re.compile(r"\{\{\s*(\$|prefect\.variables\.)([\w-]+)")
 
 
@@ -60,9 +63,9 @@ def main() -> int:
             say(f"work pool {WORK_POOL}: {apply_work_pool(client)}")
             alerts = alert_webhook_url()
             Variable.set("schedule_timezone", schedule_timezone(), overwrite=True)
-            failed = [name for name, ok in deploy_all(client, read_project()) if not ok]
-            prune_results(Path(os.environ["DATA_DIR"]) / ".results")
             say(f"alerts: {apply_alerts(client, alerts)}")
+            prune_results(Path(os.environ["DATA_DIR"]) / ".results")
+            failed = [name for name, ok in deploy_all(client, read_project()) if not ok]
     except Problem as problem:
         report("nothing was deployed", problem)
         return 1
@@ -178,7 +181,7 @@ def alert_webhook_url() -> str:
         raise Problem(
             "a URL that begins with http:// or https://, or nothing, as ALERT_WEBHOOK_URL in .env",
             "something else",
-            "change it, then: make up",
+            "change it, then: make deploy",
         )
     return url
 
@@ -198,11 +201,15 @@ def read_project() -> dict[str, Any]:
 
 def deploy_all(client: SyncPrefectClient, project: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     """Deploys one by one, yielding each one's name and whether it went well."""
+    seen: set[str] = set()
     for number, entry in enumerate(project["deployments"], start=1):
-        name = f"deployment {number}"
+        name = name_of(entry) or f"deployment {number}"
         try:
             flow = check(entry)
             name = f"{flow.name}/{entry['name']}"
+            if name in seen:
+                raise Problem("one entry a deployment", f"a second {name}", MEND)
+            seen.add(name)
             version = "+".join(
                 filter(None, [str(entry.get("version", "")), fingerprint(project, entry, flow)])
             )
@@ -213,13 +220,18 @@ def deploy_all(client: SyncPrefectClient, project: dict[str, Any]) -> Iterator[t
                 say(f"{name}: deployed")
             yield name, True
         except Problem as problem:
-            report(name_of(entry) or name, problem)
-            yield name_of(entry) or name, False
+            report(name, problem)
+            yield name, False
+        except Exception as error:  # whatever it is, the others are to be deployed
+            report(name, "".join(traceback.format_exception_only(error)).strip())
+            yield name, False
 
 
 def name_of(entry: Any) -> str | None:
     """An entry's name as far as it can be told without importing its flow."""
-    return entry.get("name") if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or not entry.get("name"):
+        return None
+    return f"{entry['name']} ({entry.get('entrypoint', 'no entrypoint')})"
 
 
 def check(entry: Any) -> Flow[..., Any]:
@@ -228,22 +240,25 @@ def check(entry: Any) -> Flow[..., Any]:
     Raises:
         Problem: The entry, its flow or one of its schedules is not right.
     """
-    mend = f"mend it in {DEPLOYMENTS}, then: make deploy"
-    if not isinstance(name_of(entry), str):
-        raise Problem("a `name:`", repr(entry)[:200], mend)
+    name = entry.get("name") if isinstance(entry, dict) else None
+    if not isinstance(name, str) or not name or {"/", "%", "&", "<", ">"} & set(name):
+        raise Problem("a `name:` without / % & < >", repr(name or entry)[:200], MEND)
     entrypoint = entry.get("entrypoint")
     if not isinstance(entrypoint, str) or ":" not in entrypoint:
-        raise Problem("`entrypoint: flows/module.py:function`", repr(entrypoint), mend)
-    for schedule in entry.get("schedules") or []:
-        check_schedule(schedule, mend)
+        raise Problem("`entrypoint: flows/module.py:function`", repr(entrypoint), MEND)
+    schedules = entry.get("schedules") or []
+    if not isinstance(schedules, list):
+        raise Problem("a list as `schedules:`", repr(schedules), MEND)
+    for schedule in schedules:
+        check_schedule(schedule, MEND)
     pool = entry.get("work_pool") or {}
     if not isinstance(pool, dict) or not pool.get("name"):
-        raise Problem(f"`work_pool: {{name: {WORK_POOL}}}`", "none", mend)
+        raise Problem(f"`work_pool: {{name: {WORK_POOL}}}`", repr(pool), MEND)
     own_image = "image" in (pool.get("job_variables") or {})
     try:
         # Imports the module as a run would. `prefect deploy` is content with a placeholder, and so
         # are we for a flow that may import what only an image of its own has.
-        return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=own_image)
+        flow: Flow[..., Any] = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=own_image)
     except (Exception, SystemExit) as error:
         cause = error.user_exc if isinstance(error, ScriptError) else error
         found = "".join(traceback.format_exception_only(cause)).strip()
@@ -252,6 +267,32 @@ def check(entry: Any) -> Flow[..., Any]:
             found,
             "mend the module (or, for what it imports: uv add NAME), then: make deploy",
         ) from error
+    check_parameters(flow, [entry, *schedules])
+    return flow
+
+
+def check_parameters(flow: Flow[..., Any], givers: list[Any]) -> None:
+    """Raises Problem for a parameter that the flow hasn't got, or a value that it doesn't take.
+
+    Args:
+        flow: The flow.
+        givers: The entry and its schedules, each with or without `parameters`.
+    """
+    schema = flow.parameters.model_dump()
+    for giver in givers:
+        given = giver.get("parameters") or {}
+        if not isinstance(given, dict):
+            raise Problem("`parameters: {name: value}`", repr(given), MEND)
+        if unknown := sorted(given.keys() - schema["properties"].keys()):
+            known = ", ".join(schema["properties"]) or "none"
+            raise Problem(f"parameters of {flow.name}: {known}", ", ".join(unknown), MEND)
+        # As JSON, which they go to the server as; templates are filled on the way there.
+        values = json.loads(json.dumps(given, default=str))
+        plain = {key: value for key, value in values.items() if "{{" not in str(value)}
+        try:
+            validate(plain, schema, raise_on_error=True, ignore_required=True)
+        except SchemaError as error:
+            raise Problem(f"parameters that {flow.name} takes", str(error), MEND) from error
 
 
 def fingerprint(project: dict[str, Any], entry: dict[str, Any], flow: Flow[..., Any]) -> str:

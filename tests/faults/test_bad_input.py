@@ -163,6 +163,13 @@ BAD_ENTRIES = """
   - name: wrong-pool
     entrypoint: flows/suggest_activity.py:suggest_activity
     work_pool: {name: x}
+  - {name: bad/name, entrypoint: "flows/suggest_activity.py:suggest_activity"}
+  - name: bad-parameter
+    entrypoint: flows/cat_fact.py:cat_fact
+    parameters: {cuont: 3}
+    work_pool: *docker-pool
+  - {name: good, entrypoint: "flows/suggest_activity.py:suggest_activity", work_pool: *docker-pool}
+  - 5
   - {name: last, entrypoint: "flows/suggest_activity.py:suggest_activity", work_pool: *docker-pool}
 """
 
@@ -181,6 +188,10 @@ BAD_NAMES = [
     "no-module",
     "no-pool",
     "wrong-pool",
+    "bad/name",
+    "bad-parameter",
+    "suggest-activity/good",
+    "deployment 18",
 ]
 
 
@@ -203,7 +214,10 @@ def test_bad_deployments_do_not_stop_the_good_ones(stack: Stack, first_run: dict
         assert "SyntaxError" in text
         assert "flows/nowhere.py" in text
         assert "references work pool 'x' which does not exist" in " ".join(text.split())
-        assert f"7 not deployed: {', '.join(BAD_NAMES)}" in text
+        assert "a second suggest-activity/good" in text
+        summary = text.split(f"{len(BAD_NAMES)} not deployed: ")[1].splitlines()[0]
+        assert all(name in summary for name in BAD_NAMES)
+    assert f"http://127.0.0.1:{stack.port}" in up, "where the good ones are, all the same"
     assert stack.deployment("suggest-activity/good")
     assert stack.deployment("suggest-activity/last")
     assert stack.deployment(DAILY)["id"] == before["id"]
@@ -273,7 +287,7 @@ def test_run_wants_a_flow_and_a_deployment(
 ) -> None:
     output = stack.make("run", f"FLOW={flow}", code=2)
     assert "FAIL  FLOW" in output
-    assert flow in output
+    assert f"found:    {flow}\n" in output
 
 
 def test_windows_line_ends_are_named_as_such(project_copy: Stack) -> None:

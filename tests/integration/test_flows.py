@@ -1,6 +1,10 @@
 """Every flow of prefect.yaml on the stack: in a container, started by its deployment."""
 
 import csv
+import os
+import re
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,8 +72,12 @@ def test_make_run_shows_logs_and_refuses_what_is_wrong(
         ("FLOW=cat-fact",): ["expected: one of", STARS],
         ("FLOW=cat-fact/on-demand", "PARAMS={count: 1}"): ["expected: a JSON object"],
         ("FLOW=cat-fact/on-demand", "PARAMS=[1]"): ["expected: a JSON object"],
+        ("FLOW=cat-fact/on-demand", 'PARAMS={"url": "\\u0000"}'): ["the character NUL"],
         ("FLOW=cat-fact/on-demand", 'PARAMS={"cuont": 1}'): ["How many facts", "cuont"],
-        ("FLOW=cat-fact/on-demand", 'PARAMS={"count": 0}'): ["How many facts", "minimum of 1"],
+        ("FLOW=cat-fact/on-demand", 'PARAMS={"count": 0}'): [
+            "integer, from 1, to 100",
+            "minimum of 1",
+        ],
         ("FLOW=cat-fact/on-demand", 'PARAMS={"url": "$HOME"}'): ["'$HOME' does not match"],
     }.items():
         before = len(stack.runs("cat-fact/on-demand"))
@@ -177,3 +185,30 @@ def test_a_data_volume_that_takes_nothing(
         assert stack.finished(run)["state_type"] == "COMPLETED"
     for run in [*runs, *goes_on]:  # before the volume goes
         stack.cleared(run)
+
+
+def test_leaving_make_run_leaves_nobody_behind(stack: Stack, first_run: dict[str, Any]) -> None:
+    """Ctrl-C, without a terminal: the follower goes, the run goes on."""
+    slow = '{"url": "http://upstream:8000/api/fact?fault_delay=9"}'
+    follower = subprocess.Popen(
+        ["make", "run", "FLOW=cat-fact/on-demand", f"PARAMS={slow}"],
+        cwd=stack.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert follower.stdout
+    output = ""
+    while "Beginning flow run" not in output:
+        line = follower.stdout.readline()
+        assert line, output
+        output += line
+    os.killpg(follower.pid, signal.SIGINT)
+    output += follower.communicate(timeout=60)[0]
+    assert follower.returncode != 0
+    assert "The run goes on" in output
+    top = ("docker", "compose", "top", "server")
+    eventually("no follower", 10, lambda: "ops.run" not in stack.run(*top).stdout or None)
+    [run] = re.findall(r"/flow-run/([0-9a-f-]{36})\n", output)[:1]
+    assert stack.finished(run)["state_type"] == "COMPLETED"

@@ -126,12 +126,22 @@ def test_right_schedules_pass(schedule: Any) -> None:
         ({"work_pool": {}}, "`work_pool: {name: docker-pool}`"),
         ({"work_pool": "docker-pool"}, "`work_pool: {name: docker-pool}`"),
         ({"schedules": [{"cron": "x"}]}, "a cron expression"),
+        ({"schedules": "0 9 * * *"}, "a list as `schedules:`"),
+        ({"name": "a/b"}, "a `name:` without"),
+        ({"parameters": {"ulr": "x"}}, "parameters of suggest-activity: url"),
+        ({"parameters": {"url": "nowhere"}}, "does not match"),
+        ({"parameters": ["url"]}, "`parameters: {name: value}`"),
+        ({"schedules": [{"interval": 60, "parameters": {"url": 5}}]}, "not of type 'string'"),
     ],
 )
 def test_wrong_entries_are_named(change: dict[str, Any], expected: str) -> None:
     with pytest.raises(Problem) as error:
         check({**ENTRY, **change})
     assert expected in str(error.value)
+
+
+def test_what_prefect_fills_in_is_not_judged() -> None:
+    assert check({**ENTRY, "parameters": {"url": "{{ prefect.variables.somewhere }}"}})
 
 
 def test_a_flow_for_another_image_need_not_import_in_this_one(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The flows: what they take of an API, how they show and write it, which parameters they refuse."""
 
+import asyncio
 import csv
 import socket
 import threading
@@ -8,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import requests
 from cat_fact import cat_fact, cat_fact_async, get_fact
@@ -19,7 +21,7 @@ from prefect.logging import disable_run_logger
 from prefect.states import Completed, Failed
 from suggest_activity import Activity, as_markdown, get_random_activity, suggest_activity
 from users_etl import COLUMNS, extract, load, transform, users_etl
-from web import get, worth_a_retry
+from web import get, get_async, worth_a_retry
 
 
 def test_an_activity_of_the_upstream_is_taken(upstream_url: str) -> None:
@@ -165,6 +167,8 @@ USER: dict[str, Any] = {
         (cat_fact_async, {"at_once": 1000}),
         (github_stars, {"repositories": ["prefect"]}),
         (github_stars, {"repositories": []}),
+        (github_stars, {"repositories": ["../user"]}),
+        (github_stars, {"repositories": ["a/.."]}),
         (github_stars, {"many": "lots"}),
     ],
 )
@@ -200,6 +204,18 @@ def test_the_report_says_what_worked_and_what_did_not() -> None:
     assert "- ✅ **Stars:** a/b 3\n" in text
     assert "- ✅ **A fact:** One; Two\n" in text
     assert "- ❌ **Users:** Failed: no route\n" in text
+
+
+def test_a_retry_after_is_waited_for_asynchronously(upstream_url: str) -> None:
+    async def ask() -> Repository:
+        fault = "fault_status=503&fault_retry_after=2&fault_times=1&fault_key=async"
+        async with httpx.AsyncClient() as client:
+            url = f"{upstream_url}/api/repos/psf/requests?{fault}"
+            return await get_async(client, url, Repository, "repository")
+
+    began = time.monotonic()
+    assert asyncio.run(ask()).full_name == "psf/requests"
+    assert time.monotonic() - began >= 2
 
 
 def test_an_answer_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
