@@ -6,9 +6,8 @@ from typing import Annotated
 import httpx
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, Field
-from web import DEADLINE_SECONDS, TIMEOUT_SECONDS, Url, address, get, get_async, worth_a_retry
+from web import ASKING, DEADLINE_SECONDS, TIMEOUT_SECONDS, Url, address, get, get_async
 
 Count = Annotated[int, Field(ge=1, le=100)]
 
@@ -20,11 +19,7 @@ class Fact(BaseModel):
 
 
 @task(
-    tags=["api"],
-    retries=3,
-    retry_delay_seconds=exponential_backoff(2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=worth_a_retry,
+    **ASKING,
 )
 def get_fact(url: str) -> str:
     """Asks the API once."""
@@ -32,11 +27,7 @@ def get_fact(url: str) -> str:
 
 
 @task(
-    tags=["api"],
-    retries=3,
-    retry_delay_seconds=exponential_backoff(2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=worth_a_retry,
+    **ASKING,
     timeout_seconds=DEADLINE_SECONDS,
     cache_policy=NO_CACHE,  # a client can't be part of a cache's key
 )

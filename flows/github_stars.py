@@ -5,9 +5,8 @@ from typing import Annotated
 from prefect import flow, get_run_logger, task, unmapped
 from prefect.artifacts import create_table_artifact
 from prefect.futures import wait
-from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, Field
-from web import Url, address, get, worth_a_retry
+from web import ASKING, Url, address, get
 
 ARTIFACT_KEY = "github-stars"
 
@@ -28,11 +27,7 @@ class Repository(BaseModel):
 
 @task(
     task_run_name="get_repository-{name}",
-    tags=["api"],
-    retries=3,
-    retry_delay_seconds=exponential_backoff(2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=worth_a_retry,
+    **ASKING,
     persist_result=True,  # a retried run asks only for what it hasn't got yet: GitHub counts
 )
 def get_repository(name: str, api: str) -> Repository:

@@ -3,9 +3,8 @@
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.futures import wait
-from prefect.tasks import exponential_backoff
 from pydantic import BaseModel, ConfigDict, Field
-from web import Url, address, get, worth_a_retry
+from web import ASKING, Url, address, get
 
 ARTIFACT_KEY = "activity"
 
@@ -23,11 +22,7 @@ class Activity(BaseModel):
 
 
 @task(
-    tags=["api"],
-    retries=3,
-    retry_delay_seconds=exponential_backoff(2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=worth_a_retry,
+    **ASKING,
     persist_result=True,  # a retried run goes on with the activity that it had
 )
 def get_random_activity(url: str) -> Activity:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import httpx
 import requests
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.tasks import Task
+from prefect.tasks import Task, exponential_backoff
 from pydantic import Field, TypeAdapter, ValidationError
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
@@ -103,3 +103,13 @@ def worth_a_retry(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bo
         return False
     response = getattr(error, "response", None)  # requests' and httpx's errors have it alike
     return response is None or response.status_code >= 500 or response.status_code in (408, 429)
+
+
+# The options of a task that asks an API: four attempts, about 2, 4 and 8 s apart.
+ASKING: dict[str, Any] = {
+    "tags": ["api"],
+    "retries": 3,
+    "retry_delay_seconds": exponential_backoff(2),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": worth_a_retry,
+}

@@ -8,15 +8,8 @@ from typing import Any
 
 import pytest
 
-from worker.deploy import (
-    Problem,
-    alert_webhook_url,
-    check,
-    check_schedule,
-    fingerprint,
-    prune_results,
-    read_template,
-)
+from worker.checks import Problem, check, check_schedule
+from worker.deploy import alert_webhook_url, fingerprint, prune_results, read_template
 
 FLOW = "flows/suggest_activity.py:suggest_activity"
 TEMPLATE = Path(__file__).parents[2] / "worker/base-job-template.json"
