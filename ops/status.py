@@ -143,10 +143,13 @@ async def last_runs_table(client: PrefectClient, names: dict[UUID, str], now: da
 
 
 async def next_runs_table(client: PrefectClient, names: dict[UUID, str], now: datetime) -> Table:
-    """The runs that wait for their time."""
+    """The next run of each deployment, those due first."""
     table = Table("next runs", "", "", box=None, header_style="bold")
-    for run in await waiting_runs(client, ROWS):
-        if start := run.expected_start_time:
+    told: set[UUID | None] = set()
+    for run in await waiting_runs(client, limit=200):
+        start = run.expected_start_time
+        if start and run.deployment_id not in told and len(told) < ROWS:
+            told.add(run.deployment_id)
             when = f"{start:%Y-%m-%d %H:%M:%S} UTC"
             table.add_row(origin(run, names), when, f"in {rough(start - now)}")
     return table
