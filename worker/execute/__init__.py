@@ -1,0 +1,1 @@
+"""`prefect flow-run execute` in the containers of this stack."""
