@@ -73,15 +73,20 @@ def test_status_notices_that_no_run_is_waiting(stack: Stack, first_run: dict[str
     """The failure that no health check sees: a server whose scheduler schedules nothing."""
     stack.run("docker", "compose", "pause", "worker")
     deployment = stack.deployment(DAILY)["id"]
-    try:
+
+    def none_waits() -> bool | None:
+        """The scheduler looks by itself, too, once a minute: then once more."""
         for run in waiting_ids(stack):
             stack.api("DELETE", f"/flow_runs/{run}")
         output = stack.run("make", "status").stdout
+        return f"{DAILY}: is scheduled, but no run of it waits" in output or None
+
+    try:
+        eventually("a word of it in make status", 60, none_waits)
     finally:
         stack.run("docker", "compose", "unpause", "worker")
-        # The scheduler looks every second at the deployments that were changed.
+        # The scheduler looks every few seconds at the deployments that were changed.
         stack.api("PATCH", f"/deployments/{deployment}", {"paused": False})
-    assert f"{DAILY}: is scheduled, but no run of it waits" in output
     eventually("three runs", 60, lambda: len(scheduled_runs(stack)) == 3 or None)
 
 
