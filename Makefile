@@ -47,6 +47,11 @@ test: engine venv ## Every test, on a stack of its own
 	@setup/base-images.sh
 	@.venv/bin/pytest
 
+bench: engine ## Measure this stack beside stock Prefect and a bare container, in 15 minutes
+	@setup/venv.sh .venv --group bench
+	@setup/base-images.sh
+	@.venv/bin/python -m bench
+
 lint: engine venv ## ruff, mypy, shellcheck, hadolint, yamllint, uv.lock, the Compose file
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -57,4 +62,4 @@ lint: engine venv ## ruff, mypy, shellcheck, hadolint, yamllint, uv.lock, the Co
 	.venv/bin/uv lock --check --quiet
 	docker compose --env-file .env.example config --quiet
 
-.PHONY: help try up down destroy deploy run data status logs engine images venv test lint
+.PHONY: help try up down destroy deploy run data status logs engine images venv test bench lint

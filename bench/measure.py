@@ -1,0 +1,133 @@
+"""The measurements that compare ours, stock and the floor."""
+
+import math
+import time
+
+from bench.machine import Machine, timed
+from bench.meter import rates
+from bench.runs import completed, create, drained, ended, late
+from bench.stacks import SERVICES, BenchStack
+
+LATE = "lateness, one at a time"
+EARLY = "early runs, one at a time"
+AD_HOC = "ad hoc, trigger to end"
+RUN_SECONDS = 60  # how long any one run may take
+MIB = 2**20
+
+
+def first_start(machine: Machine) -> None:
+    """`make up` from nothing but images: ours timed, stock for the others' sake."""
+    took: list[float] = []
+    with timed(took):
+        machine.ours.make("up")
+    machine.figures.add("first start, from images", "s", "ours", *took)
+    # Not `make up`, which would wait half a minute for the scheduler's next round.
+    machine.stock.compose_do("--progress", "quiet", "up", "--detach", "--wait")
+    machine.find()
+
+
+def idle(machine: Machine) -> None:
+    """CPU and memory of both stacks while nothing runs."""
+    machine.find()
+    machine.begun = before = machine.read()
+    time.sleep(machine.sizes.idle)
+    machine.idle = rates(before, machine.read())
+    for stack in machine.stacks:
+        cores = {name: machine.idle[stack.part(name)] for name in SERVICES}
+        memory = {
+            name: machine.groups.memory(machine.watched[stack.part(name)]) / MIB
+            for name in SERVICES
+        }
+        for what, unit, found in (("CPU", "cores", cores), ("memory", "MiB", memory)):
+            machine.figures.add(f"idle {what}", unit, stack.side, sum(found.values()))
+            for name, value in found.items():
+                machine.figures.add(f"idle {what}: {name}", unit, stack.side, value)
+
+
+def lateness(machine: Machine, stack: BenchStack, with_together: bool) -> None:
+    """Scheduled runs one after the other, and at the end many that are due at the same second."""
+    sizes, ours = machine.sizes, stack.side == "ours"
+    count, apart = (
+        (sizes.ours_late, sizes.ours_apart) if ours else (sizes.stock_late, sizes.stock_apart)
+    )
+    start = math.ceil(time.time()) + machine.lead(stack)
+    dues = [float(start + apart * number) for number in range(count)]
+    if with_together:
+        # So far behind the others that stock's worker, who polls every 10 s, is done with them.
+        dues += [dues[-1] + (10 if ours else 18)] * sizes.together
+    found = late(stack, dues, RUN_SECONDS + 6 * sizes.together)
+    single, together = found[:count], found[count:]
+    machine.figures.add(LATE, "s", stack.side, *single)
+    early = sum(value < 0 for value in machine.figures.of(LATE, stack.side))
+    machine.figures.put(EARLY, "runs", stack.side, early)
+    if together:
+        title = f"lateness, {sizes.together} at the same second"
+        machine.figures.add(title, "s", stack.side, *together)
+
+
+def ad_hoc(machine: Machine) -> None:
+    """Runs triggered one after the other, the sides taking turns."""
+    sizes = machine.sizes
+    for _ in range(sizes.groups):
+        for stack, count in (
+            (machine.ours, sizes.ours_ad_hoc),
+            (machine.stock, sizes.stock_ad_hoc),
+        ):
+            for _ in range(count):
+                triggered = time.time()
+                run = completed(stack, [create(stack)], RUN_SECONDS, every=0.3)[0]
+                machine.figures.add(AD_HOC, "s", stack.side, ended(run) - triggered)
+                drained(stack)
+        walls: list[float] = []
+        for _ in range(sizes.floor_ad_hoc):
+            with timed(walls):
+                machine.bare()
+        machine.figures.add(AD_HOC, "s", "floor", *walls)
+
+
+def burst(machine: Machine, stack: BenchStack, count: int) -> None:
+    """Runs triggered all at once: how long until all are completed, and what they cost."""
+    before = machine.read()
+    triggered = time.time()
+    ids = [create(stack) for _ in range(count)]
+    found = completed(stack, ids, RUN_SECONDS + 8 * count)
+    drained(stack)
+    time.sleep(3)  # what is written behind the last container's back
+    parts = machine.parts(before, machine.read(), stack.side)
+    wall = max(map(ended, found)) - triggered
+    machine.figures.add(f"burst of {count}", "s", stack.side, wall)
+    machine.figures.add(f"burst of {count}, rate", "runs/min", stack.side, count / wall * 60)
+    add_cost(machine, stack.side, count, parts)
+
+
+def floor_burst(machine: Machine) -> None:
+    """What as many bare containers cost, one after the other."""
+    count = machine.sizes.burst
+    before = machine.read()
+    for _ in range(count):
+        machine.bare()
+    time.sleep(3)
+    add_cost(machine, "floor", count, machine.parts(before, machine.read(), "floor"))
+
+
+def cost(count: int, part: str = "") -> str:
+    """The figure of CPU time a run in a burst, of one part or all."""
+    return f"burst of {count}, CPU a run" + (f": {part}" if part else "")
+
+
+def add_cost(machine: Machine, side: str, count: int, parts: dict[str, float]) -> None:
+    """Adds CPU time a run, all and by part."""
+    unit = "core-s"
+    machine.figures.add(cost(count), unit, side, sum(parts.values()) / count)
+    for name, seconds in parts.items():
+        machine.figures.add(cost(count, name), unit, side, seconds / count)
+
+
+def start(machine: Machine, stack: BenchStack) -> None:
+    """`make up` of a stack whose containers were stopped."""
+    stack.compose_do("stop")
+    took: list[float] = []
+    with timed(took):
+        stack.make("up")
+    machine.figures.add("start, when stopped", "s", stack.side, *took)
+    machine.find()
