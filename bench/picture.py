@@ -23,7 +23,7 @@ PARTS = {
     "upstream": "#56B4E9",
     ENGINE: "#999999",
 }
-LEAST = 0.001  # seconds: the axis is logarithmic, what is earlier is drawn here
+LINEAR = 0.1  # seconds around 0 in which the logarithmic axis is linear, since runs may be early
 
 
 def draw(figures: Figures, burst: int, path: Path) -> None:
@@ -50,11 +50,13 @@ def draw(figures: Figures, burst: int, path: Path) -> None:
 def draw_lateness(axes: Axes, figures: Figures) -> None:
     """The share of runs that had begun by then."""
     for side, colour in COLOURS.items():
-        late = sorted(max(value, LEAST) for value in figures.of(LATE, side))
+        late = sorted(figures.of(LATE, side))
         label = f"{side} ({len(late)} runs)"
         axes.ecdf(late, color=colour, label=label, linewidth=2)
         axes.plot(late, [(n + 1) / len(late) for n in range(len(late))], "o", color=colour, ms=3)
-    axes.set(xscale="log", xlabel="seconds after its time", ylabel="runs that had begun")
+    axes.set_xscale("symlog", linthresh=LINEAR)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set(xlabel="seconds after its time (before: too early)", ylabel="runs that had begun")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_title("When a scheduled run's first line runs")
