@@ -88,7 +88,7 @@ def level(machine: Machine, count: int) -> None:
 
 
 class Size:
-    """Database and server memory before the runs of a bench, and what the runs made of them."""
+    """Database and server memory when the server is warm, and what further runs made of them."""
 
     def __init__(self, machine: Machine) -> None:
         """Looks at them now."""
@@ -102,14 +102,14 @@ class Size:
         return stack.database_bytes() / MIB, memory / MIB, runs
 
     def grown(self) -> None:
-        """Adds what has been added since, in proportion to 1,000 runs."""
+        """Adds both sizes; of the database, what has been added in proportion to 1,000 runs."""
         now = self._now()
-        runs = now[2] - self.before[2]
         figures = self.machine.figures
-        figures.add("database, empty", "MiB", "ours", self.before[0])
-        for index, name in ((0, "database growth"), (1, "server memory growth")):
-            value = (now[index] - self.before[index]) / runs * 1000
-            figures.add(f"{name}, 1,000 runs", "MiB", "ours", value)
+        growth = (now[0] - self.before[0]) / (now[2] - self.before[2]) * 1000
+        figures.add("database growth, 1,000 runs", "MiB", "ours", growth)
+        for size, memory, runs in (self.before, now):
+            figures.add(f"database, after {runs} runs", "MiB", "ours", size)
+            figures.add(f"server memory, after {runs} runs", "MiB", "ours", memory)
 
 
 def vacuum(machine: Machine) -> str | None:

@@ -1,6 +1,7 @@
 """What makes a copy of this stack stock: Prefect's own worker and command, and its defaults.
 
-Made from the copy's own files, so that whatever is tuned there, now or later, is reset here.
+Made from the copy's own files, so that whatever command or environment variable is tuned there, now
+or later, is reset here. What favours stock, too, stays: CPU shares, seldom health checks.
 """
 
 import copy
