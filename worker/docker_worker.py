@@ -13,6 +13,7 @@ container; those that a former worker left behind, too. Run as the ``prefect`` c
 import asyncio
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -41,12 +42,14 @@ WORK_POOL = "docker-pool"
 RUN_LABEL = "io.prefect.flow-run-id"
 # The signal by which an image's command is told to cancel its run; one without cancels by itself.
 CANCEL_LABEL = "prefect-stack.cancel-signal"
-# What a cancelled flow has for its `finally` and its hooks; as much as stock Prefect gives.
-CANCEL_SECONDS = 30
+# What a cancelled run's container has to end: 30 s for the flow's `finally`, and as many for hooks.
+CANCEL_SECONDS = 60
 # A run of another worker may be between Pending and its container for as long as this.
 GRACE_SECONDS = 30
 # How long after a lost connection the events are asked for again.
 RECONNECT_SECONDS = 5
+# How often somebody looks for a cancellation whose event was lost.
+CANCELLING_SECONDS = 20
 
 CANCELLING = "prefect.flow-run.Cancelling"
 POOL_EVENTS = EventFilter(
@@ -106,12 +109,10 @@ def cancel_container(run_id: UUID) -> bool:
     client = docker.from_env()
     try:
         for container in client.containers.list(filters={"label": f"{RUN_LABEL}={run_id}"}):
-            signal = container.labels.get(CANCEL_LABEL)
-            if signal:
+            if signal := container.labels.get(CANCEL_LABEL):
                 container.kill(signal)
             try:
-                # The stock command gives its flow as long, and then calls the hooks.
-                container.wait(timeout=CANCEL_SECONDS if signal else 2 * CANCEL_SECONDS)
+                container.wait(timeout=CANCEL_SECONDS)
             except requests.exceptions.RequestException:
                 container.kill()
             return True
@@ -148,9 +149,12 @@ async def open_runs(client: PrefectClient, *states: StateType) -> list[FlowRun]:
 
 async def adopt(client: PrefectClient, run_id: UUID, container_id: str) -> None:
     """Does for a former worker's container what that worker would have done at its end."""
-    exit_code = await asyncio.to_thread(wait_and_remove, container_id)
-    if exit_code != 0:
-        await settle(client, run_id, f"Its container ended with exit code {exit_code}.")
+    try:
+        exit_code = await asyncio.to_thread(wait_and_remove, container_id)
+        if exit_code != 0:
+            await settle(client, run_id, f"Its container ended with exit code {exit_code}.")
+    except Exception:
+        logger.exception("The container of flow run %s could not be settled", run_id)
 
 
 async def settle_orphans() -> None:
@@ -164,7 +168,10 @@ async def settle_orphans() -> None:
         containers = await asyncio.to_thread(flow_containers)
         for run in await open_runs(client, *states):
             if run.id not in containers and run.state and run.state.timestamp < started:
-                await settle(client, run.id, "Its container is gone.")
+                try:
+                    await settle(client, run.id, "Its container is gone.")
+                except Exception:
+                    logger.exception("Flow run %s could not be settled", run.id)
 
 
 async def settle_orphans_in_peace() -> None:
@@ -185,11 +192,19 @@ with warnings.catch_warnings():
         async def setup(self) -> None:
             """Prepares the worker and begins to settle what a former one left behind."""
             await super().setup()
+            # A thread for each container that is waited for; the default of a few would be used up,
+            # and name look-ups wait in the same queue.
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(256))
             self._woken = asyncio.Event()
             self._cancelling: dict[UUID, asyncio.Task[None]] = {}
             self._background = [
                 asyncio.create_task(work)
-                for work in (settle_orphans_in_peace(), self._follow_events(), self._take_runs())
+                for work in (
+                    settle_orphans_in_peace(),
+                    self._follow_events(),
+                    self._take_runs(),
+                    self._find_cancelling(),
+                )
             ]
 
         async def teardown(self, *exc_info: Any) -> None:
@@ -203,9 +218,6 @@ with warnings.catch_warnings():
             while True:
                 try:
                     async with get_events_subscriber(filter=POOL_EVENTS) as events:
-                        async with get_client() as client:
-                            for run in await open_runs(client, StateType.CANCELLING):
-                                self._cancel(run.id)
                         self._woken.set()
                         async for event in events:
                             if event.event == CANCELLING:
@@ -228,6 +240,17 @@ with warnings.catch_warnings():
                 except Exception as error:
                     logger.warning("Runs could not be taken, the next poll will: %s", error)
 
+        async def _find_cancelling(self) -> None:
+            """Ends the runs whose cancellation nobody heard of."""
+            while True:
+                try:
+                    async with get_client() as client:
+                        for run in await open_runs(client, StateType.CANCELLING):
+                            self._cancel(run.id)
+                except Exception as error:
+                    logger.warning("Runs to be cancelled could not be asked for: %s", error)
+                await asyncio.sleep(CANCELLING_SECONDS)
+
         def _cancel(self, run_id: UUID) -> None:
             """Begins to end a run, once, however often that is asked for."""
             if run_id not in self._cancelling:
@@ -238,11 +261,14 @@ with warnings.catch_warnings():
         async def _cancel_container(self, run_id: UUID) -> None:
             """Ends a run that is to be cancelled, wherever it is on its way."""
             try:
-                while not await asyncio.to_thread(cancel_container, run_id):
-                    if run_id not in self._submitting_flow_run_ids:
-                        break
-                    await asyncio.sleep(0.2)  # its container is about to be made
                 async with get_client() as client:
+                    run = await client.read_flow_run(run_id)
+                    if run.state is None or not run.state.is_cancelling():
+                        return  # an old event, told once more at a reconnect
+                    while not await asyncio.to_thread(cancel_container, run_id):
+                        if run_id not in self._submitting_flow_run_ids:
+                            break
+                        await asyncio.sleep(0.2)  # its container is about to be made
                     await settle(client, run_id, "Cancelled.")
             except Exception:
                 logger.exception("Flow run %s could not be cancelled", run_id)

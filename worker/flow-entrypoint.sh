@@ -2,9 +2,10 @@
 # The flow image's entry point: the stock command of a flow run goes a shorter way to the same end.
 set -eu
 
-# Whoever has Prefect install projects at run time needs the stock way.
-if [ "$*" = "prefect flow-run execute" ] && [ -z "${PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES:-}" ]; then
-  exec python -m flow_run_execute
+# Whoever sets one of these, to whatever, asks for what the stock command alone can do.
+stock=${PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES:-}${PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR:-}
+if [ "$*" = "prefect flow-run execute" ] && [ -z "$stock" ]; then
+  exec entrypoint.sh python -m flow_run_execute
 fi
 
 # The stock command cancels by itself; the worker's signal, meant for ours, must not end it.

@@ -1,6 +1,6 @@
 #!/bin/bash
 # healthcheck.sh PORT PATH: is there a 200 at http://127.0.0.1:PORT/PATH? In bash alone, because it
-# runs every few seconds for ever: a Python would burn more CPU than the service it watches.
+# runs for as long as the stack lives: a Python would burn more CPU than the service it watches.
 set -euo pipefail
 
 exec 3<>"/dev/tcp/127.0.0.1/$1"

@@ -11,11 +11,17 @@ import gc
 import os
 import signal
 import sys
+import time
+import traceback
 from types import FrameType
 from typing import NoReturn
 
 # Cancel; to stop without it (`docker stop`) is to crash. The flow image's label tells the worker.
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+# What a cancelled flow has for its `finally` and its hooks; as much as stock Prefect gives.
+CANCEL_SECONDS = 30
+# A server that is away, for an upgrade perhaps, is asked so often whether it has come back.
+REPORTS, REPORT_SECONDS = 10, 6
 
 
 def main() -> int:
@@ -28,19 +34,18 @@ def main() -> int:
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         os.kill(child, number)
+        if number == signal.SIGUSR1:
+            signal.alarm(CANCEL_SECONDS)
 
     for number in SIGNALS:
         signal.signal(number, pass_on)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     _, status = os.waitpid(child, 0)
-    for number in SIGNALS:
+    for number in (*SIGNALS, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
     code = os.waitstatus_to_exitcode(status)
-    if code == 0:
-        return 0
-    from .report import report
-
-    if report(code):
+    if code == 0 or reported(code):
         return 0
     return code if code > 0 else 128 - code
 
@@ -56,6 +61,19 @@ def run_flow() -> NoReturn:
     gc.freeze()
     gc.enable()
     run()
+
+
+def reported(code: int) -> bool:
+    """Says how the run's process ended, as soon as the server is there to hear it."""
+    from .report import report
+
+    for attempt in range(REPORTS):
+        try:
+            return report(code)
+        except Exception:
+            traceback.print_exc()
+            time.sleep(REPORT_SECONDS if attempt < REPORTS - 1 else 0)
+    return False
 
 
 if __name__ == "__main__":

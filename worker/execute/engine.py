@@ -1,6 +1,11 @@
 """Runs a flow run with Prefect's engine, at its time."""
 
 import atexit
+import contextlib
+import gc
+import io
+import logging
+import multiprocessing.util
 import os
 import runpy
 import signal
@@ -22,6 +27,8 @@ from prefect.utilities.engine import propose_state_sync
 
 from .workspace import prepare
 
+FILES = {io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom}
+
 
 def run() -> NoReturn:
     """Prepares and runs the flow run, and ends this process as Prefect's engine would."""
@@ -31,10 +38,13 @@ def run() -> NoReturn:
     atexit.register(lambda: _leave(exit_code))
     signal.signal(signal.SIGUSR1, _cancel)
     signal.signal(signal.SIGTERM, _stop)
-    os.environ["PREFECT__FLOW_ENTRYPOINT"] = prepare()
     run_flow = prefect.flow_engine.run_flow
 
-    def run_flow_on_time(flow: Flow[..., Any], flow_run: FlowRun, **options: Any) -> Any:
+    def run_flow_on_time(
+        flow: Flow[..., Any], flow_run: FlowRun | None = None, **options: Any
+    ) -> Any:
+        if flow_run is None:  # a module that calls a flow while it is imported
+            return run_flow(flow, **options)
         prefect.flow_engine.run_flow = run_flow  # for subflows, which have no time of their own
         return run_flow(flow, flow_run=flow_run, wait_for=[ScheduledTime(flow_run)], **options)
 
@@ -43,6 +53,7 @@ def run() -> NoReturn:
     # The module that `python -m prefect.engine` runs is, as a module, loaded already.
     del sys.modules["prefect.engine"]
     try:
+        os.environ["PREFECT__FLOW_ENTRYPOINT"] = prepare()
         runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
         exit_code = 0
     except SystemExit as end:
@@ -51,8 +62,13 @@ def run() -> NoReturn:
 
 
 def _leave(exit_code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """Does of what Python does at its end what somebody may rely on; the kernel does the rest."""
+    multiprocessing.util._exit_function()  # type: ignore[attr-defined]
+    logging.shutdown()
+    for item in gc.get_objects():
+        if type(item) in FILES:  # and perhaps still open
+            with contextlib.suppress(ValueError, OSError):
+                item.flush()
     os._exit(exit_code)
 
 

@@ -7,6 +7,7 @@ import tempfile
 from uuid import UUID
 
 from prefect.runner._workspace_resolver import prepare_workspace_for_flow_run
+from prefect.runner._workspace_starter import workspace_environment
 
 
 def flow_run_id() -> UUID:
@@ -20,8 +21,13 @@ def prepare() -> str:
     Returns:
         The flow's entrypoint, as seen from there.
     """
+    start = os.getcwd()
     folder = tempfile.mkdtemp(prefix="prefect-flow-run-")
     workspace = asyncio.run(prepare_workspace_for_flow_run(flow_run_id(), folder))
-    # A Python that is started there has that folder first on its path; this one has moved.
-    sys.path.insert(0, str(workspace.working_directory))
+    # As in a Python that is started there: that folder is first on its path, the first one isn't.
+    sys.path[:] = [
+        str(workspace.working_directory),
+        *(entry for entry in sys.path if entry != start),
+    ]
+    os.environ["PYTHONPATH"] = workspace_environment(workspace)["PYTHONPATH"]
     return workspace.runtime_entrypoint
