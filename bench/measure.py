@@ -51,10 +51,12 @@ def lateness(machine: Machine, stack: BenchStack, with_together: bool) -> None:
         (sizes.ours_late, sizes.ours_apart) if ours else (sizes.stock_late, sizes.stock_apart)
     )
     start = math.ceil(time.time()) + machine.lead(stack)
-    dues = [float(start + apart * number) for number in range(count)]
+    # Apart, so that what is alone isn't disturbed: ours loads the ten long before they are due, so
+    # they come first; stock takes half a minute over them, so they come last.
+    first = start + (10 if ours and with_together else 0)
+    dues = [float(first + apart * number) for number in range(count)]
     if with_together:
-        # So far behind the others that stock's worker, who polls every 10 s, is done with them.
-        dues += [dues[-1] + (10 if ours else 18)] * sizes.together
+        dues += [float(start) if ours else dues[-1] + 18] * sizes.together
     found = late(stack, dues, RUN_SECONDS + 6 * sizes.together)
     single, together = found[:count], found[count:]
     machine.figures.add(LATE, "s", stack.side, *single)
