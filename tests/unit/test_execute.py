@@ -9,7 +9,7 @@ from prefect.states import AwaitingRetry, Cancelling, Completed, Crashed, Pendin
 
 from worker.execute.report import is_settled, waits_for
 
-SOON, BEFORE = (datetime.now(UTC) + timedelta(seconds=sign * 60) for sign in (1, -1))
+SOON, BEFORE = (datetime.now(UTC) + timedelta(days=days) for days in (1, -1))
 
 
 def run_in(state: State, retry_type: str | None = None) -> FlowRun:
