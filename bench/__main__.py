@@ -15,6 +15,7 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from types import FrameType
 
+import psycopg2
 from requests import RequestException
 from rich.console import Console
 
@@ -51,7 +52,7 @@ def main() -> int:
         code = 0
     except Problem as problem:
         warn(f"  FAIL  bench\n{problem}")
-    except (AssertionError, CalledProcessError, RequestException) as error:
+    except (AssertionError, CalledProcessError, RequestException, psycopg2.Error) as error:
         found = f"{error}\n{getattr(error, 'stderr', None) or ''}".strip()
         warn(f"  FAIL  bench\nexpected: the stacks to do as they are told\nfound:    {found}")
         warn("next:     mend that, then: make bench")

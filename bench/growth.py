@@ -98,7 +98,7 @@ class Size:
     def _now(self) -> tuple[float, float, int]:
         stack = self.machine.ours
         memory = self.machine.groups.memory(self.machine.watched[stack.part("server")])
-        runs = int(stack.psql("SELECT count(*) FROM flow_run WHERE end_time IS NOT NULL"))
+        runs = int(stack.sql("SELECT count(*) FROM flow_run WHERE end_time IS NOT NULL")[0][0])
         return stack.database_bytes() / MIB, memory / MIB, runs
 
     def grown(self) -> None:
@@ -115,18 +115,19 @@ class Size:
 def vacuum(machine: Machine) -> str | None:
     """What Prefect's own vacuum leaves of the database; says so if it doesn't come."""
     stack = machine.ours
-    stack.psql(*AGE)
+    for statement in AGE:
+        stack.sql(statement)
     stack.compose_do("restart", "server")
     deadline = time.monotonic() + machine.sizes.vacuum
     title = "database, after Prefect's vacuum"
-    while int(stack.psql(OLD)):
+    while stack.sql(OLD)[0][0]:
         if time.monotonic() > deadline:
             machine.figures.add(title, "MiB", "ours")
             return f"no vacuum within {machine.sizes.vacuum} s"
         time.sleep(1)
     ready(stack)
     time.sleep(2)  # logs go right after the runs that they are of
-    stack.psql("VACUUM FULL")
+    stack.sql("VACUUM FULL")
     machine.figures.add(title, "MiB", "ours", stack.database_bytes() / MIB)
     return None
 

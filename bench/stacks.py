@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -139,22 +138,9 @@ class BenchStack(Stack):
         network = f"network={self.flows_network}"
         return docker("ps", *every, "--quiet", "--filter", RUNS, "--filter", network).split()
 
-    def psql(self, *statements: str) -> str:
-        """Runs statements as the database's owner, each in a transaction of its own."""
-        words = [word for statement in statements for word in ("--command", statement)]
-        options = ["--username=prefect", "--dbname=prefect", "--set=ON_ERROR_STOP=1"]
-        options += ["--tuples-only", "--no-align", "--quiet"]
-        container = self.compose_container("postgres")
-        done = subprocess.run(
-            ["docker", "exec", container, "psql", *options, *words], capture_output=True, text=True
-        )
-        if done.returncode:
-            raise Problem(f"an answer from Postgres to {statements[0]}", done.stderr.strip())
-        return done.stdout.strip()
-
     def database_bytes(self) -> int:
         """The size of the database on disk."""
-        return int(self.psql("SELECT pg_database_size('prefect')"))
+        return int(self.sql("SELECT pg_database_size('prefect')")[0][0])
 
     def remove_all(self) -> list[str]:
         """Removes the stack with its containers and images; returns what is left all the same."""

@@ -25,7 +25,7 @@ from ops.stack import full_names, scheduled_deployments, waiting_runs, zone_of
 DEPLOYMENT = "suggest-activity/daily"
 ARTIFACT = "activity"
 RUN_SECONDS = 300
-SCHEDULER_SECONDS = 30  # the server looks for new deployments every second
+SCHEDULER_SECONDS = 30  # the server looks for new deployments every five
 
 
 async def main() -> int:

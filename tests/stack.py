@@ -1,5 +1,6 @@
 """A stack for tests: a copy of the project, its own Compose project name and ports."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -149,7 +151,11 @@ class Stack:
         return response.json() if response.content else None
 
     def sql(self, query: str) -> list[tuple[Any, ...]]:
-        """A query to the stack's Postgres, at its container's address: it has no published port."""
+        """A statement for the stack's Postgres, at its container's address: no port is published.
+
+        Returns:
+            The rows, none for a statement that has none; it is committed.
+        """
         container = docker(
             "compose", "--project-name", self.project, "ps", "--quiet", "postgres"
         ).strip()
@@ -164,11 +170,10 @@ class Stack:
             password=password,
             connect_timeout=10,
         )
-        with connection, connection.cursor() as cursor:
+        connection.autocommit = True  # VACUUM runs in no transaction
+        with contextlib.closing(connection), connection.cursor() as cursor:
             cursor.execute(query)
-            rows = cursor.fetchall()
-        connection.close()
-        return rows
+            return cursor.fetchall() if cursor.description else []
 
     def deployment(self, name: str) -> dict[str, Any]:
         """A deployment by its full name."""
@@ -190,14 +195,19 @@ class Stack:
         return found
 
     def start(
-        self, name: str, job_variables: dict[str, Any] | None = None, **parameters: Any
+        self,
+        name: str,
+        job_variables: dict[str, Any] | None = None,
+        at: datetime | None = None,
+        **parameters: Any,
     ) -> str:
-        """Starts a run; returns its id."""
+        """Starts a run, or has it wait for a time; returns its id."""
         deployment_id = self.deployment(name)["id"]
+        details = {"scheduled_time": at.isoformat()} if at else {}
         body = {
             "parameters": parameters,
             "job_variables": job_variables,
-            "state": {"type": "SCHEDULED"},
+            "state": {"type": "SCHEDULED", "state_details": details},
         }
         return str(self.api("POST", f"/deployments/{deployment_id}/create_flow_run", body)["id"])
 

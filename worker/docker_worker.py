@@ -11,6 +11,7 @@ container; those that a former worker left behind, too. Run as the ``prefect`` c
 """
 
 import asyncio
+import contextlib
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,7 @@ RUN_LABEL = "io.prefect.flow-run-id"
 # The signal by which an image's command is told to cancel its run; one without cancels by itself.
 CANCEL_LABEL = "prefect-stack.cancel-signal"
 # What a cancelled run's container has to end: 30 s for the flow's `finally`, and as many for hooks.
-CANCEL_SECONDS = 60
+END_SECONDS = 60
 # A run of another worker may be between Pending and its container for as long as this.
 GRACE_SECONDS = 30
 # How long after a lost connection the events are asked for again.
@@ -112,7 +113,7 @@ def cancel_container(run_id: UUID) -> bool:
             if signal := container.labels.get(CANCEL_LABEL):
                 container.kill(signal)
             try:
-                container.wait(timeout=CANCEL_SECONDS)
+                container.wait(timeout=END_SECONDS)
             except requests.exceptions.RequestException:
                 container.kill()
             return True
@@ -196,6 +197,7 @@ with warnings.catch_warnings():
             # and name look-ups wait in the same queue.
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(256))
             self._woken = asyncio.Event()
+            self._cancel_asked = asyncio.Event()
             self._cancelling: dict[UUID, asyncio.Task[None]] = {}
             self._background = [
                 asyncio.create_task(work)
@@ -220,10 +222,8 @@ with warnings.catch_warnings():
                     async with get_events_subscriber(filter=POOL_EVENTS) as events:
                         self._woken.set()
                         async for event in events:
-                            if event.event == CANCELLING:
-                                self._cancel(UUID(event.resource.id.rpartition(".")[2]))
-                            else:
-                                self._woken.set()
+                            asked = event.event == CANCELLING
+                            (self._cancel_asked if asked else self._woken).set()
                 except Exception as error:
                     logger.warning("No events from the server, asking again: %s", error)
                 await asyncio.sleep(RECONNECT_SECONDS)
@@ -241,15 +241,17 @@ with warnings.catch_warnings():
                     logger.warning("Runs could not be taken, the next poll will: %s", error)
 
         async def _find_cancelling(self) -> None:
-            """Ends the runs whose cancellation nobody heard of."""
+            """Ends the runs that are to be cancelled; looks by itself, too: events can be lost."""
             while True:
+                self._cancel_asked.clear()
                 try:
                     async with get_client() as client:
                         for run in await open_runs(client, StateType.CANCELLING):
                             self._cancel(run.id)
                 except Exception as error:
                     logger.warning("Runs to be cancelled could not be asked for: %s", error)
-                await asyncio.sleep(CANCELLING_SECONDS)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._cancel_asked.wait(), CANCELLING_SECONDS)
 
         def _cancel(self, run_id: UUID) -> None:
             """Begins to end a run, once, however often that is asked for."""
@@ -261,14 +263,11 @@ with warnings.catch_warnings():
         async def _cancel_container(self, run_id: UUID) -> None:
             """Ends a run that is to be cancelled, wherever it is on its way."""
             try:
+                while not await asyncio.to_thread(cancel_container, run_id):
+                    if run_id not in self._submitting_flow_run_ids:
+                        break
+                    await asyncio.sleep(0.2)  # its container is about to be made
                 async with get_client() as client:
-                    run = await client.read_flow_run(run_id)
-                    if run.state is None or not run.state.is_cancelling():
-                        return  # an old event, told once more at a reconnect
-                    while not await asyncio.to_thread(cancel_container, run_id):
-                        if run_id not in self._submitting_flow_run_ids:
-                            break
-                        await asyncio.sleep(0.2)  # its container is about to be made
                     await settle(client, run_id, "Cancelled.")
             except Exception:
                 logger.exception("Flow run %s could not be cancelled", run_id)

@@ -57,11 +57,7 @@ def cancel(stack: Stack, run: str) -> None:
 def due(stack: Stack, seconds: float) -> str:
     """A run of the probe that is scheduled for a whole second from now on; its id."""
     when = (datetime.now(UTC) + timedelta(seconds=seconds)).replace(microsecond=0)
-    body = {
-        "state": {"type": "SCHEDULED", "state_details": {"scheduled_time": when.isoformat()}},
-    }
-    deployment = stack.deployment("probe/test")["id"]
-    return str(stack.api("POST", f"/deployments/{deployment}/create_flow_run", body)["id"])
+    return stack.start("probe/test", at=when)
 
 
 def states(stack: Stack, run: str) -> list[str]:
