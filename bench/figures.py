@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import TypedDict
 
-SIDES = ("ours", "stock", "floor")
+SIDES = ("ours", "fork", "stock", "floor")
 
 
 class Summary(TypedDict):

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from bench.figures import Figures
 from bench.meter import CHILDREN, FLOWS, OTHERS, Cgroups, Part, Reading, by_part, rates, read, work
 from bench.sizes import Sizes
-from bench.stacks import BenchStack, group_name, hold
+from bench.stacks import FORK_WORKER, SERVICES, BenchStack, group_name, hold
 from tests.stack import docker
 
 FLOOR: Part = ("floor", FLOWS)
@@ -44,6 +44,7 @@ class Machine:
             (folder / side).mkdir()
             self.stacks.append(BenchStack(folder / side, side, self.token))
         self.ours, self.stock = self.stacks
+        self.fork = self.ours.forked()
 
     def hold(self) -> None:
         """Makes the parent groups of flow containers; needs the flow image."""
@@ -58,7 +59,7 @@ class Machine:
     def find(self) -> None:
         """Finds the control groups anew; after services were started."""
         self.watched = dict(self.held)
-        for stack in self.stacks:
+        for stack in (*self.stacks, self.fork):
             self.watched |= stack.parts(self.groups)
             self.prefetch[stack.side] = stack.prefetch()
         # Other containers, dead ones included, where all are in one group that has nothing else.
@@ -88,9 +89,10 @@ class Machine:
         The floor's upstream is ours; and the `docker run` that starts its container is a child of
         the bench's that counts, as a worker would.
         """
-        owner = "ours" if side == "floor" else side
-        services = ["upstream"] if side == "floor" else ["worker", "server", "postgres", "upstream"]
-        parts = [(side, FLOWS), *((owner, service) for service in services)]
+        owner = side if side == "stock" else "ours"
+        own = {"floor": FLOWS, "fork": FORK_WORKER}.get(side, FLOWS)
+        services = {"floor": ["upstream"], "fork": ["server", "postgres", "upstream"]}
+        parts = [(side, own), *((owner, service) for service in services.get(side, SERVICES))]
         ignore = {CHILDREN} if side == "floor" else set()
         return by_part(work(before, after, self.idle), parts, ignore)
 

@@ -6,7 +6,7 @@ import time
 from bench.machine import Machine, timed
 from bench.meter import rates
 from bench.runs import completed, create, drained, ended, late
-from bench.stacks import SERVICES, BenchStack
+from bench.stacks import FORK_WORKER, SERVICES, BenchStack
 
 LATE = "lateness, one at a time"
 EARLY = "early runs, one at a time"
@@ -32,11 +32,12 @@ def idle(machine: Machine) -> None:
     machine.begun = before = machine.read()
     time.sleep(machine.sizes.idle)
     machine.idle = rates(before, machine.read())
-    for stack in machine.stacks:
-        cores = {name: machine.idle[stack.part(name)] for name in SERVICES}
+    for stack in (*machine.stacks, machine.fork):
+        services = SERVICES if stack.side != "fork" else (FORK_WORKER,)
+        cores = {name: machine.idle[stack.part(name)] for name in services}
         memory = {
             name: machine.groups.memory(machine.watched[stack.part(name)]) / MIB
-            for name in SERVICES
+            for name in services
         }
         for what, unit, found in (("CPU", "cores", cores), ("memory", "MiB", memory)):
             machine.figures.add(f"idle {what}", unit, stack.side, sum(found.values()))
@@ -46,7 +47,7 @@ def idle(machine: Machine) -> None:
 
 def lateness(machine: Machine, stack: BenchStack, with_together: bool) -> None:
     """Scheduled runs one after the other, and at the end many that are due at the same second."""
-    sizes, ours = machine.sizes, stack.side == "ours"
+    sizes, ours = machine.sizes, stack.side != "stock"
     count, apart = (
         (sizes.ours_late, sizes.ours_apart) if ours else (sizes.stock_late, sizes.stock_apart)
     )
@@ -73,6 +74,7 @@ def ad_hoc(machine: Machine) -> None:
     for _ in range(sizes.groups):
         for stack, count in (
             (machine.ours, sizes.ours_ad_hoc),
+            (machine.fork, sizes.ours_ad_hoc),
             (machine.stock, sizes.stock_ad_hoc),
         ):
             for _ in range(count):

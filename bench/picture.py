@@ -12,13 +12,15 @@ from matplotlib.axes import Axes
 from bench.figures import Figures
 from bench.measure import LATE, cost
 from bench.meter import ENGINE, FLOWS
+from bench.stacks import FORK_WORKER
 
 # Okabe and Ito's, which the colour-blind tell apart, too.
-COLOURS = {"ours": "#0072B2", "stock": "#D55E00"}
+COLOURS = {"ours": "#0072B2", "fork": "#009E73", "stock": "#D55E00"}
 PARTS = {
     FLOWS: "#0072B2",
     "server": "#E69F00",
     "worker": "#009E73",
+    FORK_WORKER: "#F0E442",
     "postgres": "#CC79A7",
     "upstream": "#56B4E9",
     ENGINE: "#999999",
@@ -66,7 +68,7 @@ def draw_lateness(axes: Axes, figures: Figures) -> None:
 
 def draw_cost(axes: Axes, figures: Figures, burst: int) -> None:
     """CPU time a run, by who spent it."""
-    sides = ["floor", "ours", "stock"]
+    sides = ["floor", "fork", "ours", "stock"]
     left = [0.0] * len(sides)
     for part, colour in PARTS.items():
         found = [max(0.0, sum(figures.of(cost(burst, part), side))) for side in sides]

@@ -68,16 +68,20 @@ def late_steps(machine: Machine, first: bool) -> list[Step]:
             f"lateness of {stack.side}",
             seconds,
             partial(measure.lateness, machine, stack, first),
-            worth=0 if first or stack is machine.ours else 3,
+            worth=3 if stack is machine.stock and not first else 0,
         )
-        for stack, seconds in ((machine.ours, ours), (machine.stock, stock))
+        for stack, seconds in (
+            (machine.ours, ours),
+            (machine.fork, ours - 15),
+            (machine.stock, stock),
+        )
     ]
 
 
 def ad_hoc_seconds(machine: Machine) -> float:
     """How long the ad-hoc runs of all sides may take."""
     sizes = machine.sizes
-    return sizes.groups * (3 * sizes.ours_ad_hoc + 9 * sizes.stock_ad_hoc + sizes.floor_ad_hoc)
+    return sizes.groups * (5 * sizes.ours_ad_hoc + 9 * sizes.stock_ad_hoc + sizes.floor_ad_hoc)
 
 
 def burst_steps(machine: Machine) -> list[Step]:
@@ -87,11 +91,19 @@ def burst_steps(machine: Machine) -> list[Step]:
     found = [
         Step(f"burst of {few}, ours", 5 + few, partial(measure.burst, machine, ours, few)),
         Step(f"burst of {few}, stock", 8 + 4 * few, partial(measure.burst, machine, stock, few)),
+        Step(
+            f"burst of {few}, fork", 5 + few / 2, partial(measure.burst, machine, machine.fork, few)
+        ),
         Step("burst, floor", 3 + few, partial(measure.floor_burst, machine)),
     ]
     if many:
         found += [
             Step(f"burst of {many}, ours", 5 + many, partial(measure.burst, machine, ours, many)),
+            Step(
+                f"burst of {2 * many}, fork",
+                5 + many,
+                partial(measure.burst, machine, machine.fork, 2 * many),
+            ),
             Step(
                 f"burst of {many}, stock",
                 8 + 4 * many,

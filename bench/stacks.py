@@ -1,5 +1,6 @@
 """The two stacks that are compared: copies of the project that have the bench's flow deployed."""
 
+import copy
 import json
 import re
 import shutil
@@ -15,7 +16,9 @@ from bench.problem import Problem
 from tests.stack import PROJECT, Stack, docker, left_behind
 
 DEPLOYMENT = "bench-get/bench"
+FORKED = "bench-get/forked"
 SERVICES = ("worker", "server", "postgres", "upstream")
+FORK_WORKER = "fork-worker"
 TEMPLATE = "worker/base-job-template.json"
 RUNS = "label=io.prefect.flow-run-id"
 HOUR = 3600
@@ -69,6 +72,8 @@ class BenchStack(Stack):
         self.side = side
         super().__init__(folder, f"bench-{side}-{token}")
         self.group = group_name(self.project)
+        self.deployment_name = DEPLOYMENT
+        self.worker = "worker"
         self._deployment_id = ""
         shutil.copy(PROJECT / "bench" / "bench_get.py", folder / "flows")
         project = yaml.safe_load((folder / "prefect.yaml").read_text())
@@ -78,7 +83,11 @@ class BenchStack(Stack):
             "schedules": [{**far_schedule(), "slug": "far"}],
             "work_pool": {"name": "docker-pool"},
         }
-        project = {"pull": project.get("pull"), "deployments": [entry]}
+        entries = [entry]
+        if side == "ours":
+            pool = {"name": "fork-pool"}
+            entries.append({**entry, "name": FORKED.split("/")[1], "work_pool": pool})
+        project = {"pull": project.get("pull"), "deployments": entries}
         (folder / "prefect.yaml").write_text(yaml.safe_dump(project))
         template = json.loads((folder / TEMPLATE).read_text())
         if side == "stock":
@@ -88,6 +97,13 @@ class BenchStack(Stack):
         template["job_configuration"]["container_create_kwargs"]["cgroup_parent"] = self.group
         (folder / TEMPLATE).write_text(json.dumps(template, indent=2))
 
+    def forked(self) -> "BenchStack":
+        """The same stack as the side ``fork``: its runs are in the fork pool."""
+        fork = copy.copy(self)
+        fork.side, fork.deployment_name, fork.worker = "fork", FORKED, FORK_WORKER
+        fork._deployment_id = ""
+        return fork
+
     @property
     def image(self) -> str:
         """The flow image."""
@@ -96,13 +112,15 @@ class BenchStack(Stack):
     @property
     def deployment_id(self) -> str:
         """The id of the one deployment."""
-        self._deployment_id = self._deployment_id or str(self.deployment(DEPLOYMENT)["id"])
+        self._deployment_id = self._deployment_id or str(
+            self.deployment(self.deployment_name)["id"]
+        )
         return self._deployment_id
 
     def parts(self, groups: Cgroups) -> dict[Part, PurePosixPath]:
         """The control groups of the services, as they run now."""
         found = {}
-        for service in SERVICES:
+        for service in SERVICES if self.side != "fork" else (FORK_WORKER,):
             name = self.compose_container(service)
             pid = int(docker("inspect", "--format", "{{.State.Pid}}", name))
             found[self.side, service] = group_of(groups, pid)
@@ -123,7 +141,7 @@ class BenchStack(Stack):
 
     def prefetch(self) -> float:
         """How many seconds ahead of their time the worker takes runs, as it was told to."""
-        worker = self.compose_container("worker")
+        worker = self.compose_container(self.worker)
         config = json.loads(docker("inspect", "--format", "{{json .Config}}", worker))
         words = [*config["Cmd"], *(f"--{entry}" for entry in config["Env"])]
         return prefetch_in(words)

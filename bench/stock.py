@@ -40,6 +40,7 @@ def override(compose: dict[str, Any]) -> str:
         lines += [f"  {name}:", f"    command: {words}"]
         if keys := tuned(compose["services"][name].get("environment") or {}):
             lines += ["    environment:", *(f"      {key}: !reset null" for key in keys)]
+    lines += ["  fork-worker:", "    scale: 0"]  # stock has nothing of the kind
     return "\n".join(lines) + "\n"
 
 

@@ -11,4 +11,6 @@ build deploy || die "flow image" "a build that ends" "the error above" "mend it,
 docker compose --progress quiet up --detach deploy
 container=$(docker compose ps --all --quiet deploy)
 docker logs --follow --since "$(docker inspect --format '{{.State.StartedAt}}' "$container")" "$container"
+# Its runs see the new code; those that are going have half a minute to end.
+docker compose --progress quiet up --detach --no-deps fork-worker
 exit "$(docker inspect --format '{{.State.ExitCode}}' "$container")"

@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.sorting import FlowRunSort
 
-WORK_POOL = "docker-pool"
+WORKERS = {"worker": "docker-pool", "fork-worker": "fork-pool"}  # the service, its work pool
 
 
 async def full_names(client: PrefectClient) -> dict[UUID, str]:

@@ -26,7 +26,7 @@ from prefect.exceptions import ObjectNotFound
 from rich.console import Console
 from rich.table import Table
 
-from ops.stack import WORK_POOL, full_names, scheduled_deployments, waiting_runs
+from ops.stack import WORKERS, full_names, scheduled_deployments, waiting_runs
 
 ONE_SHOTS = {"migrate", "deploy"}
 POLL_SECONDS = 60  # a worker polls every few seconds; after a minute it isn't merely busy
@@ -41,9 +41,10 @@ async def main() -> int:
     console.print(services_table(containers))
     problems = service_problems(sys.argv[1:], containers)
     async with get_client() as client:
-        poll = await last_poll(client)
-        console.print(f"\nworker's last poll: {ago(poll, now)}")
-        problems += poll_problems(poll, now)
+        for worker, pool in WORKERS.items():
+            poll = await last_poll(client, pool)
+            console.print(f"{worker}'s last poll: {ago(poll, now)}")
+            problems += poll_problems(worker, pool, poll, now)
         names = await full_names(client)
         console.print(await last_runs_table(client, names, now))
         console.print(await next_runs_table(client, names, now))
@@ -78,21 +79,21 @@ def service_problems(expected: Iterable[str], containers: dict[str, dict[str, An
     return problems
 
 
-async def last_poll(client: PrefectClient) -> datetime | None:
+async def last_poll(client: PrefectClient, pool: str) -> datetime | None:
     """When a worker last asked the pool for work; None if none ever did, or there is no pool."""
     try:
-        queues = await client.read_work_queues(work_pool_name=WORK_POOL)
+        queues = await client.read_work_queues(work_pool_name=pool)
     except ObjectNotFound:
         return None
     return max((queue.last_polled for queue in queues if queue.last_polled), default=None)
 
 
-def poll_problems(poll: datetime | None, now: datetime) -> list[str]:
-    """What is wrong with the worker's polling."""
+def poll_problems(worker: str, pool: str, poll: datetime | None, now: datetime) -> list[str]:
+    """What is wrong with a worker's polling."""
     if poll is None:
-        return [f"worker: never polled the work pool {WORK_POOL}. Next: docker compose logs worker"]
+        return [f"{worker}: never polled the work pool {pool}. Next: docker compose logs {worker}"]
     if (now - poll).total_seconds() > POLL_SECONDS:
-        return [f"worker: last polled {ago(poll, now)}. Next: docker compose restart worker"]
+        return [f"{worker}: last polled {ago(poll, now)}. Next: docker compose restart {worker}"]
     return []
 
 
@@ -110,7 +111,7 @@ async def schedule_problems(client: PrefectClient, names: dict[UUID, str]) -> li
         )
     )
     if late:
-        problems.append(f"{len(late)} runs are late. Next: docker compose logs worker")
+        problems.append(f"{len(late)} runs are late. Next: docker compose logs worker fork-worker")
     return problems
 
 

@@ -15,6 +15,7 @@ from prefect.utilities.schema_tools import validate
 from pydantic import ValidationError
 
 WORK_POOL = "docker-pool"
+FORK_POOL = "fork-pool"
 DEPLOYMENTS = Path("prefect.yaml")
 MEND = f"mend it in {DEPLOYMENTS}, then: make deploy"
 

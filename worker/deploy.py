@@ -1,6 +1,7 @@
 """Brings the server to what the project's files say: the work pool, then every deployment.
 
-The work pool comes from ``base-job-template.json``, the deployments from ``prefect.yaml``. A bad
+The work pools come first, `docker-pool` from ``base-job-template.json``, then the deployments from
+``prefect.yaml``. A bad
 deployment is reported and doesn't stop the others; the exit code is then 1. What hasn't changed
 since the last time isn't touched: each deploy makes the server delete the runs that wait and
 schedule them anew seconds later, and a deploy at nine would lose the run at nine. So a deployment's
@@ -30,9 +31,10 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
 from prefect.variables import Variable
+from prefect_fork.worker import ForkWorker
 
 from worker.alerts import apply_alerts
-from worker.checks import DEPLOYMENTS, MEND, WORK_POOL, Problem, check, check_zone
+from worker.checks import DEPLOYMENTS, FORK_POOL, MEND, WORK_POOL, Problem, check, check_zone
 
 TEMPLATE = Path(__file__).with_name("base-job-template.json")
 PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
@@ -44,7 +46,8 @@ def main() -> int:
     """Deploys everything; returns the exit code."""
     try:
         with get_client(sync_client=True) as client:
-            say(f"work pool {WORK_POOL}: {apply_work_pool(client)}")
+            for name, (kind, template) in work_pools().items():
+                say(f"work pool {name}: {apply_work_pool(client, name, kind, template)}")
             alerts = alert_webhook_url()
             Variable.set("schedule_timezone", schedule_timezone(), overwrite=True)
             say(f"alerts: {apply_alerts(client, alerts)}")
@@ -75,22 +78,29 @@ def report(what: str, problem: BaseException | str) -> None:
         print(f"        {line}", file=sys.stderr, flush=True)
 
 
-def apply_work_pool(client: SyncPrefectClient) -> str:
-    """Creates the pool, or gives it the template where that has changed; says which.
+def work_pools() -> dict[str, tuple[str, dict[str, Any]]]:
+    """The type and the base job template of each work pool, by its name."""
+    return {
+        WORK_POOL: ("docker", read_template(TEMPLATE.read_text(), os.environ)),
+        FORK_POOL: ("fork", ForkWorker.get_default_base_job_template()),
+    }
+
+
+def apply_work_pool(
+    client: SyncPrefectClient, name: str, kind: str, template: dict[str, Any]
+) -> str:
+    """Creates a pool, or gives it the template where that has changed; says which.
 
     A pool's other settings (paused, concurrency limit) are the user's and stay as they are.
     """
-    template = read_template(TEMPLATE.read_text(), os.environ)
     try:
-        found = client.read_work_pool(WORK_POOL).base_job_template
+        found = client.read_work_pool(name).base_job_template
     except ObjectNotFound:
-        client.create_work_pool(
-            WorkPoolCreate(name=WORK_POOL, type="docker", base_job_template=template)
-        )
+        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
         return "created"
     if found == template:
         return "unchanged"
-    client.update_work_pool(WORK_POOL, WorkPoolUpdate(base_job_template=template))
+    client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
     return "updated"
 
 

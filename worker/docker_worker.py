@@ -1,9 +1,5 @@
 """Prefect's Docker worker, which acts on events, and looks after its containers to their end.
 
-The stock worker asks for runs every few seconds: each question costs, and each run waits for the
-next one. This one follows the work pool's events as well, so it takes an ad-hoc run when it is
-triggered, and cancels one when that is asked for.
-
 With ``auto_remove`` Docker takes the exit code away with the container, so a run that was killed
 looks fine; without it, containers pile up. So this worker reads the exit code and then removes the
 container; those that a former worker left behind, too. Run as the ``prefect`` command:
@@ -11,7 +7,6 @@ container; those that a former worker left behind, too. Run as the ``prefect`` c
 """
 
 import asyncio
-import contextlib
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -24,50 +19,20 @@ import docker.errors
 import requests
 from prefect.cli import app
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    WorkPoolFilter,
-    WorkPoolFilterName,
-)
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.events.clients import get_events_subscriber
-from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
-from prefect.events.schemas.events import ResourceSpecification
 from prefect.logging import get_logger
-from prefect.states import Cancelled, Crashed
 from prefect_docker.worker import DockerWorker, DockerWorkerJobConfiguration, DockerWorkerResult
+from prefect_fork.events import FollowsEvents, open_runs, settle
 
-WORK_POOL = "docker-pool"
 RUN_LABEL = "io.prefect.flow-run-id"
-# The signal by which an image's command is told to cancel its run; one without cancels by itself.
+# The signals by which an image's command is told what becomes of its run; one without these labels
+# finds out by itself.
 CANCEL_LABEL = "prefect-stack.cancel-signal"
+SUSPEND_LABEL = "prefect-stack.suspend-signal"
 # What a cancelled run's container has to end: 30 s for the flow's `finally`, and as many for hooks.
 END_SECONDS = 60
 # A run of another worker may be between Pending and its container for as long as this.
 GRACE_SECONDS = 30
-# How long after a lost connection the events are asked for again.
-RECONNECT_SECONDS = 5
-# How often somebody looks for a cancellation whose event was lost.
-CANCELLING_SECONDS = 20
-
-CANCELLING = "prefect.flow-run.Cancelling"
-POOL_EVENTS = EventFilter(
-    event=EventNameFilter(
-        name=[
-            "prefect.flow-run.Scheduled",
-            "prefect.flow-run.AwaitingRetry",
-            "prefect.flow-run.Resuming",
-            CANCELLING,
-        ]
-    ),
-    any_resource=EventAnyResourceFilter(
-        labels=ResourceSpecification(
-            {"prefect.resource.role": "work-pool", "prefect.resource.name": WORK_POOL}
-        )
-    ),
-)
 
 logger = get_logger("docker_worker")
 
@@ -127,25 +92,18 @@ def cancel_container(run_id: UUID) -> bool:
     return False
 
 
-async def settle(client: PrefectClient, run_id: UUID, why: str) -> None:
-    """Sets a run Crashed, or Cancelled if that was asked for; a final state of its own stays."""
-    run = await client.read_flow_run(run_id)
-    if run.state is not None and run.state.is_final():
-        return
-    if run.state is not None and run.state.is_cancelling():
-        await client.set_flow_run_state(run_id, Cancelled(message="Cancelled."), force=True)
-        return
-    logger.warning("Flow run %s: %s", run.name, why)
-    await client.set_flow_run_state(run_id, Crashed(message=why), force=True)
-
-
-async def open_runs(client: PrefectClient, *states: StateType) -> list[FlowRun]:
-    """The work pool's runs that are in one of these states."""
-    of_type = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states)))
-    return await client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(state=of_type),
-        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[WORK_POOL])),
-    )
+def suspend_container(container_id: str) -> None:
+    """Tells a run that it has been suspended."""
+    client = docker.from_env()
+    try:
+        container = client.containers.get(container_id)
+        if signal := container.labels.get(SUSPEND_LABEL):
+            container.kill(signal)
+    except docker.errors.APIError as error:
+        if error.status_code not in (404, 409):  # it has ended
+            raise
+    finally:
+        client.close()
 
 
 async def adopt(client: PrefectClient, run_id: UUID, container_id: str) -> None:
@@ -158,7 +116,7 @@ async def adopt(client: PrefectClient, run_id: UUID, container_id: str) -> None:
         logger.exception("The container of flow run %s could not be settled", run_id)
 
 
-async def settle_orphans() -> None:
+async def settle_orphans(work_pool: str) -> None:
     """Settles what a former worker left behind: containers, and runs whose container is gone."""
     started = datetime.now(UTC)
     states = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
@@ -167,7 +125,7 @@ async def settle_orphans() -> None:
             group.create_task(adopt(client, run_id, container_id))
         await asyncio.sleep(GRACE_SECONDS)
         containers = await asyncio.to_thread(flow_containers)
-        for run in await open_runs(client, *states):
+        for run in await open_runs(client, work_pool, *states):
             if run.id not in containers and run.state and run.state.timestamp < started:
                 try:
                     await settle(client, run.id, "Its container is gone.")
@@ -175,10 +133,10 @@ async def settle_orphans() -> None:
                     logger.exception("Flow run %s could not be settled", run.id)
 
 
-async def settle_orphans_in_peace() -> None:
+async def settle_orphans_in_peace(work_pool: str) -> None:
     """The same, and whatever goes wrong with it, the worker goes on."""
     try:
-        await settle_orphans()
+        await settle_orphans(work_pool)
     except Exception:
         logger.exception("What a former worker left behind could not be settled")
 
@@ -187,7 +145,7 @@ with warnings.catch_warnings():
     # It says that the type "docker" is registered anew: that is the purpose.
     warnings.simplefilter("ignore")
 
-    class RemovingDockerWorker(DockerWorker):
+    class RemovingDockerWorker(FollowsEvents, DockerWorker):
         """The worker of type ``docker`` in this stack."""
 
         async def setup(self) -> None:
@@ -196,81 +154,23 @@ with warnings.catch_warnings():
             # A thread for each container that is waited for; the default of a few would be used up,
             # and name look-ups wait in the same queue.
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(256))
-            self._woken = asyncio.Event()
-            self._cancel_asked = asyncio.Event()
-            self._cancelling: dict[UUID, asyncio.Task[None]] = {}
-            self._background = [
-                asyncio.create_task(work)
-                for work in (
-                    settle_orphans_in_peace(),
-                    self._follow_events(),
-                    self._take_runs(),
-                    self._find_cancelling(),
-                )
-            ]
+            orphans = settle_orphans_in_peace(self._work_pool_name)
+            self._background.append(asyncio.create_task(orphans))
 
-        async def teardown(self, *exc_info: Any) -> None:
-            """Ends the worker; containers that were adopted are the next one's to adopt."""
-            for task in [*self._background, *self._cancelling.values()]:
-                task.cancel()
-            await super().teardown(*exc_info)
-
-        async def _follow_events(self) -> None:
-            """Acts on the work pool's events; without them runs wait for the next poll."""
-            while True:
-                try:
-                    async with get_events_subscriber(filter=POOL_EVENTS) as events:
-                        self._woken.set()
-                        async for event in events:
-                            asked = event.event == CANCELLING
-                            (self._cancel_asked if asked else self._woken).set()
-                except Exception as error:
-                    logger.warning("No events from the server, asking again: %s", error)
-                await asyncio.sleep(RECONNECT_SECONDS)
-
-        async def _take_runs(self) -> None:
-            """Takes the runs that are due now, or will be within the prefetch, when woken."""
-            while True:
-                await self._woken.wait()
-                self._woken.clear()
-                while not self._has_successfully_synced:
-                    await asyncio.sleep(0.1)
-                try:
-                    await self.get_and_submit_flow_runs()
-                except Exception as error:
-                    logger.warning("Runs could not be taken, the next poll will: %s", error)
-
-        async def _find_cancelling(self) -> None:
-            """Ends the runs that are to be cancelled; looks by itself, too: events can be lost."""
-            while True:
-                self._cancel_asked.clear()
-                try:
-                    async with get_client() as client:
-                        for run in await open_runs(client, StateType.CANCELLING):
-                            self._cancel(run.id)
-                except Exception as error:
-                    logger.warning("Runs to be cancelled could not be asked for: %s", error)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._cancel_asked.wait(), CANCELLING_SECONDS)
-
-        def _cancel(self, run_id: UUID) -> None:
-            """Begins to end a run, once, however often that is asked for."""
-            if run_id not in self._cancelling:
-                task = asyncio.create_task(self._cancel_container(run_id))
-                self._cancelling[run_id] = task
-                task.add_done_callback(lambda _: self._cancelling.pop(run_id))
-
-        async def _cancel_container(self, run_id: UUID) -> None:
+        async def end_cancelled(self, run_id: UUID) -> None:
             """Ends a run that is to be cancelled, wherever it is on its way."""
-            try:
-                while not await asyncio.to_thread(cancel_container, run_id):
-                    if run_id not in self._submitting_flow_run_ids:
-                        break
-                    await asyncio.sleep(0.2)  # its container is about to be made
-                async with get_client() as client:
-                    await settle(client, run_id, "Cancelled.")
-            except Exception:
-                logger.exception("Flow run %s could not be cancelled", run_id)
+            while not await asyncio.to_thread(cancel_container, run_id):
+                if run_id not in self._submitting_flow_run_ids:
+                    break
+                await asyncio.sleep(0.2)  # its container is about to be made
+            async with get_client() as client:
+                await settle(client, run_id, "Cancelled.")
+
+        async def suspend(self, run_ids: list[UUID]) -> None:
+            """Tells those of these runs that are still at work that they have been suspended."""
+            containers = await asyncio.to_thread(flow_containers)
+            for run_id in containers.keys() & set(run_ids):
+                await asyncio.to_thread(suspend_container, containers[run_id])
 
         async def run(
             self,
@@ -279,7 +179,7 @@ with warnings.catch_warnings():
             task_status: Any = None,
         ) -> DockerWorkerResult:
             """Runs the flow in a container of its own and removes that after its end."""
-            result = await super().run(flow_run, configuration, task_status)
+            result = await DockerWorker.run(self, flow_run, configuration, task_status)
             container_id = result.identifier.rsplit(":", 1)[1]
             exit_code = await asyncio.to_thread(wait_and_remove, container_id)
             if exit_code is None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.stack import Stack, docker, eventually
 
@@ -26,14 +27,18 @@ DEPLOYMENTS = """
       - prefect.deployments.steps.run_shell_script:
           script: cp -r /app/flows flows
     work_pool: *docker-pool
+  - name: forked
+    entrypoint: flows/probe.py:probe
+    work_pool: *fork-pool
 """
+BOTH = pytest.mark.parametrize("name", ["probe/test", "probe/forked"])
 HOOK = "Hook 'told' finished running successfully"
 DUE = re.compile(r"first line at ([\d.]+), due ([\d.]+)")
 
 
 @pytest.fixture(scope="module")
 def probes(stack: Stack, first_run: dict[str, Any]) -> Iterator[Stack]:
-    """The stack with two deployments of the probe; afterwards as it was."""
+    """The stack with deployments of the probe; afterwards as it was."""
     project = stack.folder / "prefect.yaml"
     original = project.read_text()
     module = stack.folder / "flows/probe.py"
@@ -43,7 +48,7 @@ def probes(stack: Stack, first_run: dict[str, Any]) -> Iterator[Stack]:
     yield stack
     project.write_text(original)
     module.unlink()
-    for name in ("test", "pulled"):
+    for name in ("test", "pulled", "forked"):
         stack.api("DELETE", f"/deployments/{stack.deployment(f'probe/{name}')['id']}")
     stack.make("deploy")
 
@@ -54,10 +59,10 @@ def cancel(stack: Stack, run: str) -> None:
     stack.api("POST", f"/flow_runs/{run}/set_state", state)
 
 
-def due(stack: Stack, seconds: float) -> str:
+def due(stack: Stack, seconds: float, name: str = "probe/test") -> str:
     """A run of the probe that is scheduled for a whole second from now on; its id."""
     when = (datetime.now(UTC) + timedelta(seconds=seconds)).replace(microsecond=0)
-    return stack.start("probe/test", at=when)
+    return stack.start(name, at=when)
 
 
 def states(stack: Stack, run: str) -> list[str]:
@@ -65,9 +70,10 @@ def states(stack: Stack, run: str) -> list[str]:
     return [state["name"] for state in stack.api("GET", f"/flow_run_states/?flow_run_id={run}")]
 
 
-def test_a_run_that_is_cancelled(probes: Stack) -> None:
+@BOTH
+def test_a_run_that_is_cancelled(probes: Stack, name: str) -> None:
     """Cancelled at once, its `finally` and its hook run, its container gone."""
-    run = probes.start("probe/test", how="sleeps")
+    run = probes.start(name, how="sleeps")
     probes.said(run, "first line")
     cancel(probes, run)
     assert probes.finished(run, 30)["state_type"] == "CANCELLED"
@@ -122,7 +128,6 @@ def test_a_run_whose_container_is_stopped_before_its_time(probes: Stack) -> None
     """Nothing was begun, so nothing has crashed: another container takes it."""
     run = due(probes, 15)
     first = probes.container(run)
-    probes.said(run, "deployment steps completed")
     docker("stop", first)
     assert probes.finished(run, 60)["state_type"] == "COMPLETED"
     assert states(probes, run).count("Running") == 1
@@ -130,9 +135,10 @@ def test_a_run_whose_container_is_stopped_before_its_time(probes: Stack) -> None
     assert probes.logs(run).count("first line") == 1
 
 
-def test_a_run_that_is_suspended(probes: Stack) -> None:
+@BOTH
+def test_a_run_that_suspends_itself(probes: Stack, name: str) -> None:
     """It leaves its container, and goes on in another one."""
-    run = probes.start("probe/test", how="suspends")
+    run = probes.start(name, how="suspends")
     eventually(
         "a suspended run",
         60,
@@ -142,6 +148,18 @@ def test_a_run_that_is_suspended(probes: Stack) -> None:
     probes.api("POST", f"/flow_runs/{run}/resume")
     assert probes.finished(run, 60)["state_type"] == "COMPLETED"
     probes.said(run, "resumed")
+
+
+@BOTH
+def test_a_run_that_is_suspended(probes: Stack, name: str) -> None:
+    """From the UI: it ends before its next task."""
+    run = probes.start(name, how="steps")
+    probes.said(run, "Finished in state Completed()")
+    state = {"state": {"type": "PAUSED", "name": "Suspended"}}
+    probes.api("POST", f"/flow_runs/{run}/set_state", state)
+    probes.said(run, "Finished in state Suspended", 15)
+    probes.cleared(run)
+    assert probes.api("GET", f"/flow_runs/{run}")["state_name"] == "Suspended"
 
 
 def test_pull_steps_and_heartbeats(probes: Stack) -> None:
@@ -186,3 +204,164 @@ def test_a_flow_begins_at_its_time_and_never_before(probes: Stack) -> None:
             datetime.fromisoformat(ended[key]) for key in ("start_time", "expected_start_time")
         )
         assert began >= due_at
+
+
+# ── the fork pool alone ──
+
+FORK_WORKER = "fork-worker"
+
+
+@pytest.fixture
+def quiet(probes: Stack) -> Iterator[Stack]:
+    """The stack, whose fork worker has as many processes and files afterwards as before."""
+    before = processes(probes)
+    yield probes
+    eventually(f"{before} processes", 20, lambda: processes(probes) == before or None)
+    assert "prefect-fork-" not in in_fork_worker(probes, "ls", "/tmp")  # noqa: S108
+
+
+def in_fork_worker(stack: Stack, *command: str) -> str:
+    """What a command in the fork worker's container prints."""
+    done = stack.run("docker", "compose", "exec", "-T", FORK_WORKER, *command)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def processes(stack: Stack) -> int:
+    """How many processes the fork worker's container has."""
+    found = stack.run("docker", "compose", "ps", "--quiet", FORK_WORKER).stdout.strip()
+    return len(docker("top", found, "-o", "pid").split())
+
+
+@pytest.mark.parametrize(
+    ("how", "job", "state", "message"),
+    [
+        ("is killed", {}, "CRASHED", "status code: -9."),
+        ("is broken", {}, "CRASHED", "status code: -11."),
+        ("leaves", {}, "CRASHED", "status code: 3."),
+        ("exits", {}, "CRASHED", "exit"),
+        ("eats", {"memory_limit": 200}, "FAILED", "MemoryError"),
+        ("eats all", {}, "CRASHED", "status code: -9."),
+        ("is deaf", {"time_limit": 3}, "CRASHED", "reached its time limit of 3 s"),
+        ("multiplies", {}, "COMPLETED", ""),
+        ("floods", {}, "COMPLETED", ""),
+        ("is disguised", {"stream_output": False}, "COMPLETED", ""),
+        ("completes", {"working_dir": "/nowhere"}, "CRASHED", "found none at /nowhere"),
+    ],
+)
+def test_a_forked_run_that_ends_badly_harms_nobody(
+    quiet: Stack, how: str, job: dict[str, Any], state: str, message: str
+) -> None:
+    """Its state says what happened; nothing is left of it, and another run goes on."""
+    other = quiet.start("probe/forked", how="steps")
+    quiet.said(other, "first line")
+    run = quiet.start("probe/forked", job, how=how)
+    ended = quiet.finished(run, 60)
+    assert (ended["state_type"], message in (ended["state"]["message"] or "")) == (state, True), (
+        ended["state"]
+    )
+    assert quiet.api("GET", f"/flow_runs/{other}")["state_type"] == "RUNNING"
+    cancel(quiet, other)
+    quiet.finished(other, 30)
+
+
+def test_a_job_variable_of_the_wrong_type(probes: Stack) -> None:
+    with pytest.raises(requests.HTTPError) as refused:
+        probes.start("probe/forked", {"memory_limit": "much"})
+    assert "'memory_limit'" in refused.value.response.text
+
+
+def test_a_forked_run_that_does_not_hear(quiet: Stack) -> None:
+    """It is killed when its half minute is over, and its hook is run all the same."""
+    run = quiet.start("probe/forked", how="is deaf")
+    quiet.said(run, "first line")
+    cancel(quiet, run)
+    assert quiet.finished(run, 60)["state_type"] == "CANCELLED"
+    quiet.said(run, HOOK)
+
+
+def test_nothing_leaks_from_one_forked_run_to_the_next(quiet: Stack) -> None:
+    found, chances = [], set()
+    for _ in range(2):
+        run = quiet.start("probe/forked", how="spoils")
+        assert quiet.finished(run, 30)["state_type"] == "COMPLETED"
+        quiet.said(run, "chance")
+        lines = quiet.logs(run).splitlines()
+        found.append(next(line for line in lines if line.startswith("found ")))
+        chances |= {*next(line for line in lines if line.startswith("chance ")).split()[1:]}
+    assert found[0] == found[1]
+    assert len(chances) == 6
+
+
+def test_a_flow_says_the_same_in_both_pools(probes: Stack) -> None:
+    """The same states, logs, artifacts and results."""
+    told = []
+    for name in ("probe/test", "probe/forked"):
+        run = probes.start(name, how="answers")
+        ended = probes.finished(run, 60)
+        probes.said(run, "Finished in state Completed()")
+        of_run = {"artifacts": {"flow_run_id": {"any_": [run]}}}
+        logs = re.sub(r"answer-\w+|[\d.]{5,}|[0-9a-f-]{36}", "…", probes.logs(run)).splitlines()
+        told.append(
+            {
+                "states": states(probes, run),
+                "logs": sorted(
+                    line for line in logs if "orker" not in line and ended["name"] not in line
+                ),
+                "artifacts": sorted(
+                    (found["key"] or "", found["type"], found["data"] if found["key"] else "")
+                    for found in probes.api("POST", "/artifacts/filter", of_run)
+                ),
+                "result": sorted(ended["state"]["data"]),
+            }
+        )
+    assert told[0] == told[1]
+    assert told[0]["states"] == ["Scheduled", "Pending", "Running", "Completed"]
+
+
+def test_a_forked_flow_begins_at_its_time_and_never_before(quiet: Stack) -> None:
+    runs = [due(quiet, 4 + number, "probe/forked") for number in range(5)]
+    for run in runs:
+        assert quiet.finished(run, 60)["state_type"] == "COMPLETED"
+        quiet.said(run, "first line")
+        (found,) = DUE.findall(quiet.logs(run))
+        first_line, scheduled = map(float, found)
+        assert 0 <= first_line - scheduled < 5
+
+
+def test_a_fork_worker_that_is_stopped(probes: Stack) -> None:
+    """What hasn't begun is handed back, what has gets its time; the next worker goes on."""
+    short = probes.start("probe/forked", how="steps")
+    probes.said(short, "first line")
+    waiting = due(probes, 9, "probe/forked")
+    eventually(
+        "a run that waits",
+        20,
+        lambda: probes.api("GET", f"/flow_runs/{waiting}")["state_name"] == "Pending" or None,
+    )
+    probes.run("docker", "compose", "stop", FORK_WORKER)
+    assert probes.api("GET", f"/flow_runs/{waiting}")["state_type"] == "SCHEDULED"
+    stopped = probes.api("GET", f"/flow_runs/{short}")
+    assert stopped["state_type"] == "CRASHED"
+    probes.run("docker", "compose", "start", FORK_WORKER)
+    assert probes.finished(waiting, 60)["state_type"] == "COMPLETED"
+    assert states(probes, waiting).count("Running") == 1
+
+
+def test_a_preload_that_does_not_exist(stack: Stack, first_run: dict[str, Any]) -> None:
+    command = ["run", "--rm", "--no-deps", "-e", "PREFECT_FORK_PRELOAD=requests,nosuch"]
+    done = stack.run("docker", "compose", *command, FORK_WORKER)
+    assert done.returncode == 1
+    assert "expected: to preload nosuch" in done.stdout
+    assert "No module named 'nosuch'" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_three_fork_workers_share_the_runs(probes: Stack) -> None:
+    scaled = ["docker", "compose", "up", "--detach", "--no-recreate", "--no-deps"]
+    probes.run(*scaled, "--wait", "--scale", f"{FORK_WORKER}=3", FORK_WORKER)
+    runs = [probes.start("probe/forked") for _ in range(12)]
+    for run in runs:
+        assert probes.finished(run, 60)["state_type"] == "COMPLETED"
+        assert states(probes, run).count("Running") == 1
+    probes.run(*scaled, "--scale", f"{FORK_WORKER}=1", FORK_WORKER)

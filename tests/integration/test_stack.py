@@ -209,7 +209,15 @@ def test_services_are_locked_down(stack: Stack, first_run: dict[str, Any]) -> No
     ]
     assert all(secrets)
     ids = service_ids(stack)
-    assert ids.keys() == {"postgres", "migrate", "server", "deploy", "worker", "upstream"}
+    assert ids.keys() == {
+        "postgres",
+        "migrate",
+        "server",
+        "deploy",
+        "worker",
+        "fork-worker",
+        "upstream",
+    }
     for service, container in ids.items():
         text = docker("inspect", container)
         facts = json.loads(text)[0]

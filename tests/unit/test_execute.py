@@ -6,8 +6,7 @@ from uuid import uuid4
 import pytest
 from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, State, StateDetails
 from prefect.states import AwaitingRetry, Cancelling, Completed, Crashed, Pending, Running
-
-from worker.execute.report import is_settled, waits_for
+from prefect_fork.execute.report import is_settled, waits_for
 
 SOON, BEFORE = (datetime.now(UTC) + timedelta(days=days) for days in (1, -1))
 

@@ -54,9 +54,10 @@ def test_a_service_without_a_container_is_missed() -> None:
 
 
 def test_polling() -> None:
-    assert poll_problems(NOW - timedelta(seconds=10), NOW) == []
-    assert "last polled 2 min ago" in poll_problems(NOW - timedelta(seconds=125), NOW)[0]
-    assert "never polled" in poll_problems(None, NOW)[0]
+    worker = "fork-worker", "fork-pool"
+    assert poll_problems(*worker, NOW - timedelta(seconds=10), NOW) == []
+    assert "last polled 2 min ago" in poll_problems(*worker, NOW - timedelta(seconds=125), NOW)[0]
+    assert "never polled the work pool fork-pool" in poll_problems(*worker, None, NOW)[0]
 
 
 @pytest.mark.parametrize(

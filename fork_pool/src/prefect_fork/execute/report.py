@@ -19,11 +19,12 @@ from .workspace import flow_run_id, prepare
 STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
-def report(code: int) -> bool:
+def report(code: int, why: str = "") -> bool:
     """Reports a flow run as Crashed, or as Cancelled where that was asked for.
 
     Args:
         code: The exit code of its process, -N for signal N.
+        why: What is known of the reason.
 
     Returns:
         Has the run a final state now, or will another container take it?
@@ -31,10 +32,10 @@ def report(code: int) -> bool:
     Raises:
         Exception: The server doesn't answer.
     """
-    return asyncio.run(_report(code))
+    return asyncio.run(_report(code, why))
 
 
-async def _report(code: int) -> bool:
+async def _report(code: int, why: str) -> bool:
     async with get_client() as client:
         flow_run = await client.read_flow_run(flow_run_id())
         if flow_run.state is None or is_settled(flow_run, flow_run.state):
@@ -48,7 +49,7 @@ async def _report(code: int) -> bool:
             await hooks.run_cancellation_hooks(flow_run, flow_run.state)
             return await proposer.propose_cancelled(flow_run, {"message": "Cancelled."})
         message = f"Process exited with status code: {code}. "
-        message += get_infrastructure_exit_info(code).explanation
+        message += why or get_infrastructure_exit_info(code).explanation
         state = await proposer.propose_crashed(flow_run, message=message)
         if state is not None:
             await hooks.run_crashed_hooks(flow_run, state)

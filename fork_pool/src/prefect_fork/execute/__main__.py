@@ -16,19 +16,25 @@ import traceback
 from types import FrameType
 from typing import NoReturn
 
-# Cancel; to stop without it (`docker stop`) is to crash. The flow image's label tells the worker.
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+# To cancel, to suspend, and to stop, which is to crash. The flow image's labels tell the worker.
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 # What a cancelled flow has for its `finally` and its hooks; as much as stock Prefect gives.
 CANCEL_SECONDS = 30
 # A server that is away, for an upgrade perhaps, is asked so often whether it has come back.
 REPORTS, REPORT_SECONDS = 10, 6
 
 
-def main() -> int:
-    """Forks, watches and reports; returns the exit code."""
+def main(seconds: float | None = None) -> int:
+    """Forks, watches and reports; returns the exit code.
+
+    Args:
+        seconds: How long the run's process may take; then it is killed.
+    """
+    why = ""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until there is a flow to suspend
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         run_flow()
 
@@ -37,15 +43,21 @@ def main() -> int:
         if number == signal.SIGUSR1:
             signal.alarm(CANCEL_SECONDS)
 
+    def end(_number: int, _frame: FrameType | None) -> None:
+        nonlocal why
+        why = f"It reached its time limit of {seconds:g} s." if seconds else ""
+        os.kill(child, signal.SIGKILL)
+
     for number in SIGNALS:
         signal.signal(number, pass_on)
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     _, status = os.waitpid(child, 0)
     for number in (*SIGNALS, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
     code = os.waitstatus_to_exitcode(status)
-    if code == 0 or reported(code):
+    if code == 0 or reported(code, why):
         return 0
     return code if code > 0 else 128 - code
 
@@ -63,13 +75,13 @@ def run_flow() -> NoReturn:
     run()
 
 
-def reported(code: int) -> bool:
+def reported(code: int, why: str) -> bool:
     """Says how the run's process ended, as soon as the server is there to hear it."""
     from .report import report
 
     for attempt in range(REPORTS):
         try:
-            return report(code)
+            return report(code, why)
         except Exception:
             traceback.print_exc()
             time.sleep(REPORT_SECONDS if attempt < REPORTS - 1 else 0)

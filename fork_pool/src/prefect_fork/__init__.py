@@ -1,0 +1,1 @@
+"""Flow runs at a fraction of the price: in one process each, or forked off a loaded one."""

@@ -1,0 +1,202 @@
+"""`multiprocessing`'s forkserver for flow runs: preloaded, looked at, and renewed.
+
+A forkserver is a process that has loaded what every run needs, and does nothing but fork. Here it
+is made anew when code has changed, and after a number of runs; runs of the old one go on.
+"""
+
+import ast
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver, reduction
+from pathlib import Path
+from typing import Any
+
+from .child import Job, Look
+from .preload import MODULES
+
+# So that whatever might grow in a process that only forks stays bounded.
+RENEW_RUNS = 500
+LOST = 255  # the exit code, to multiprocessing, of a process whose forkserver has gone
+
+
+class PreloadError(Exception):
+    """What was to be preloaded can't be: expected, found, and what to do."""
+
+
+class Child:
+    """A process that was forked."""
+
+    def __init__(self, status: int) -> None:
+        """Takes the pipe that its forkserver tells its id by, and later how it ended."""
+        self._status = status
+        self.pid = forkserver.read_signed(status)
+
+    async def wait(self) -> int:
+        """Waits for its end; returns the exit code, -N for signal N."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._status, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self._status)
+        return self.exit_code()
+
+    def exit_code(self) -> int:
+        """Waits for its end, and lets nobody else do anything meanwhile."""
+        try:
+            return int(forkserver.read_signed(self._status))
+        except EOFError:
+            return LOST
+        finally:
+            os.close(self._status)
+
+
+class ForkServers:
+    """One forkserver after the other."""
+
+    def __init__(self, preload: str, environment: dict[str, str]) -> None:
+        """Starts none yet.
+
+        Args:
+            preload: Modules, and folders of flows whose imports are meant, separated by commas.
+            environment: What the runs' processes have in theirs, for what is read at import.
+        """
+        self._preload = [entry for entry in preload.replace(",", " ").split() if entry]
+        self._environment = environment
+        self._excluded: set[str] = set()
+        self._server: Any = None
+        self._seen: object = None
+        self._forked = 0
+        self._old: list[int] = []
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Starts a forkserver if there is none that is up to date.
+
+        Raises:
+            PreloadError: What is to be preloaded can't be.
+        """
+        with self._lock:
+            if self._server is None or self._forked >= RENEW_RUNS or self._seen != self._look():
+                self._renew()
+
+    def fork(self, job: Job) -> Child:
+        """Forks a process for a job off a forkserver that is up to date.
+
+        Raises:
+            PreloadError: What is to be preloaded can't be.
+        """
+        self.start()
+        with self._lock:
+            self._forked += 1
+            return self._fork(job)
+
+    def close(self) -> None:
+        """Lets the forkserver end, when its last child has."""
+        with self._lock:
+            self._retire()
+            self._reap()
+
+    def _fork(self, job: Job | Look) -> Child:
+        status, data = self._server.connect_to_new_process([])
+        with open(data, "wb") as pipe:
+            # Where the worker was started from; not its main module, which no run needs.
+            reduction.dump({"name": "flow run", "sys_path": sys.path}, pipe)
+            reduction.dump(job, pipe)
+        return Child(status)
+
+    def _renew(self) -> None:
+        """Starts forkservers until one has loaded what can be loaded, and forks safely."""
+        while True:
+            self._retire()
+            self._reap()
+            self._seen, self._forked = self._look(), 0
+            self._server = forkserver.ForkServer()
+            self._server.set_forkserver_preload(["prefect_fork.preload"])
+            names = [name for name in self._names() if name not in self._excluded]
+            with changed({**self._environment, MODULES: json.dumps(names)}):
+                self._server.ensure_running()
+            problems = self._problems()
+            for name, found in problems.items():
+                if name in self._preload or name not in names:
+                    self._retire()
+                    raise PreloadError(
+                        f"expected: to preload {name}\nfound:    {found}\n"
+                        "next:     mend PREFECT_FORK_PRELOAD, or install what it names"
+                    )
+            if not problems:
+                return
+            self._excluded |= problems.keys()
+
+    def _problems(self) -> dict[str, str]:
+        """What went wrong while it loaded, by module."""
+        with tempfile.NamedTemporaryFile("r") as file:
+            code = self._fork(Look(file.name)).exit_code()
+            text = file.read()
+        if code or not text:
+            return {"prefect": f"a forkserver whose child ended with exit code {code}"}
+        found: dict[str, str] = json.loads(text)
+        return found
+
+    def _retire(self) -> None:
+        """Lets the forkserver go; it ends with its last child."""
+        server, self._server = self._server, None
+        if server is not None and server._forkserver_alive_fd is not None:
+            os.close(server._forkserver_alive_fd)
+            self._old.append(server._forkserver_pid)
+
+    def _reap(self) -> None:
+        """Takes note of forkservers that have ended."""
+        self._old = [pid for pid in self._old if os.waitpid(pid, os.WNOHANG) == (0, 0)]
+
+    def _names(self) -> list[str]:
+        """The modules to load."""
+        names: dict[str, None] = {}
+        for entry in self._preload:
+            names.update(dict.fromkeys(imports(Path(entry)) if os.sep in entry else [entry]))
+        return list(names)
+
+    def _look(self) -> object:
+        """What changes with the flows and the packages: names and times of files."""
+        folders = [Path(entry) for entry in self._preload if os.sep in entry]
+        files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
+        packages = [Path(entry) for entry in sys.path if Path(entry).is_dir()]
+        return [(path, path.stat().st_mtime_ns) for path in [*files, *packages]]
+
+
+def imports(folder: Path) -> Iterator[str]:
+    """The modules that the flows in a folder import from elsewhere."""
+    own = {path.stem for path in folder.glob("*.py")}
+    for path in sorted(folder.glob("*.py")):
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            continue  # its run will say so
+        for node in tree.body:
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            yield from (name for name in names if name.split(".")[0] not in own)
+
+
+@contextmanager
+def changed(variables: dict[str, str]) -> Iterator[None]:
+    """Has these variables in this process's environment, for a process that inherits it."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
