@@ -46,10 +46,13 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     machine, code = Machine(folder, sizes), 1
     dropped: list[str] = []
+    measured = False
     try:
         deadline = start + sizes.minutes * 60 - REMOVAL_SECONDS
-        dropped = carry_out(steps(machine), deadline, console)
-        code = 0
+        dropped, late = carry_out(steps(machine), deadline, console)
+        dropped += late
+        code = 1 if late else 0
+        measured = True
     except Problem as problem:
         warn(f"  FAIL  bench\n{problem}")
     except (AssertionError, CalledProcessError, RequestException, psycopg2.Error) as error:
@@ -62,7 +65,7 @@ def main() -> int:
     finally:
         code = remove(machine, folder) or code
     show(machine.figures.rows(), dropped, machine.disturbance, console)
-    if code == 0:
+    if measured:
         write(machine, RESULTS / "trial" if quick else RESULTS, quick, console)
     console.print(f"Took {time.monotonic() - start:.0f} s.")
     return code

@@ -48,9 +48,11 @@ def idle(machine: Machine) -> None:
 def lateness(machine: Machine, stack: BenchStack, with_together: bool) -> None:
     """Scheduled runs one after the other, and at the end many that are due at the same second."""
     sizes, ours = machine.sizes, stack.side != "stock"
-    count, apart = (
-        (sizes.ours_late, sizes.ours_apart) if ours else (sizes.stock_late, sizes.stock_apart)
-    )
+    count, apart = {
+        "ours": (sizes.ours_late, sizes.ours_apart),
+        "fork": (sizes.fork_late, 1),
+        "stock": (sizes.stock_late, sizes.stock_apart),
+    }[stack.side]
     start = math.ceil(time.time()) + machine.lead(stack)
     # Apart, so that what is alone isn't disturbed: ours loads the ten long before they are due, so
     # they come first; stock takes half a minute over them, so they come last.

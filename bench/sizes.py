@@ -12,6 +12,7 @@ class Sizes:
     least_lead: int = 15  # how far ahead a run is scheduled, or the worker's prefetch and 5 s
     ours_late: int = 15  # runs a block
     ours_apart: int = 3
+    fork_late: int = 30  # a second apart
     stock_late: int = 5
     stock_apart: int = 7  # a run of stock's takes five seconds or more
     together: int = 10  # due at the same second
@@ -33,6 +34,7 @@ QUICK = Sizes(
     minutes=8,
     blocks=1,
     ours_late=4,
+    fork_late=4,
     stock_late=2,
     together=3,
     groups=1,

@@ -1,5 +1,6 @@
 """A flow for tests, in the place of a user's: it ends in every way there is, and says so."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -90,6 +91,15 @@ def probe(how: str = "completes") -> Any:
     return None
 
 
+def open_files() -> list[str]:
+    """The paths of this process's open files; connections come and go."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add(os.readlink(f"/proc/self/fd/{number}"))
+    return sorted(path for path in found if path.startswith("/") and "/proc/" not in path)
+
+
 def spoil() -> None:
     """Says what it found, then leaves everything in another state."""
     found = {
@@ -97,7 +107,7 @@ def spoil() -> None:
         "environment": sorted(os.environ),
         "folder": os.listdir(),
         "temporary": len(os.listdir(tempfile.gettempdir())),
-        "files": len(os.listdir("/proc/self/fd")),
+        "files": open_files(),
         "handler": str(signal.getsignal(signal.SIGINT)),
         "path": sys.path,
         "limit": resource.getrlimit(resource.RLIMIT_CORE),

@@ -4,6 +4,8 @@ Each line of stock Prefect's ``prefect flow-run execute``: cancelling, crash det
 heartbeats, suspend and resume, pull steps; and what that one can't: the exact time.
 """
 
+import os
+import random
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.stack import Stack, docker, eventually
+from tests.stack import FINAL, Stack, docker, eventually
 
 PROBE = Path(__file__).with_name("probe.py")
 DEPLOYMENTS = """
@@ -265,6 +267,53 @@ def test_a_forked_run_that_ends_badly_harms_nobody(
     quiet.finished(other, 30)
 
 
+ENDINGS: list[tuple[str, dict[str, Any], str]] = [
+    ("is killed", {}, "CRASHED"),
+    ("is broken", {}, "CRASHED"),
+    ("leaves", {}, "CRASHED"),
+    ("exits", {}, "CRASHED"),
+    ("eats", {"memory_limit": 200}, "FAILED"),
+    ("eats all", {}, "CRASHED"),
+    ("is deaf", {"time_limit": 3}, "CRASHED"),
+    ("multiplies", {}, "COMPLETED"),
+    ("floods", {"stream_output": False}, "COMPLETED"),
+    ("is disguised", {}, "COMPLETED"),
+    ("completes", {"working_dir": "/nowhere"}, "CRASHED"),
+]
+
+
+def memory(stack: Stack, service: str) -> float:
+    """What a service's container uses, in MiB."""
+    found = stack.run("docker", "compose", "ps", "--quiet", service).stdout.strip()
+    used = docker("stats", "--no-stream", "--format", "{{.MemUsage}}", found).split("/")[0].strip()
+    return float(used.removesuffix("MiB"))
+
+
+def test_many_forked_runs_with_one_in_ten_ending_otherwise(quiet: Stack) -> None:
+    """Every state right and nothing left, memory included. FORK_RUNS=2000 takes a quarter hour."""
+    rest = int(os.environ.get("FORK_RUNS", "60"))
+    chance, used = random.Random(rest), []
+    while rest > 0:
+        expected = {}
+        for _ in range(20):
+            odd = chance.random() < 0.1
+            how, job, state = chance.choice(ENDINGS) if odd else ("completes", {}, "COMPLETED")
+            expected[quiet.start("probe/forked", job, how=how)] = (state, how)
+        those = {"flow_runs": {"id": {"any_": list(expected)}}}
+
+        def look(those: Any = those) -> list[dict[str, Any]] | None:
+            found = quiet.api("POST", "/flow_runs/filter", those)
+            return found if all(run["state_type"] in FINAL for run in found) else None
+
+        for run in eventually("20 final states", 120, look):
+            state, how = expected[run["id"]]
+            assert run["state_type"] == state, (how, run["state"])
+        used.append([memory(quiet, name) for name in (FORK_WORKER, "server", "postgres")])
+        rest -= 20
+    print("MiB of fork worker, server, database:", used[0], *used[10::10], used[-1])
+    assert used[-1][0] < used[0][0] + 30
+
+
 def test_a_job_variable_of_the_wrong_type(probes: Stack) -> None:
     with pytest.raises(requests.HTTPError) as refused:
         probes.start("probe/forked", {"memory_limit": "much"})
@@ -291,6 +340,15 @@ def test_nothing_leaks_from_one_forked_run_to_the_next(quiet: Stack) -> None:
         chances |= {*next(line for line in lines if line.startswith("chance ")).split()[1:]}
     assert found[0] == found[1]
     assert len(chances) == 6
+
+
+def test_a_forked_run_has_the_environment_that_it_was_given(quiet: Stack) -> None:
+    given = {"env": {"ASKED": "1", "PREFECT_LOGGING_LEVEL": "DEBUG"}}
+    run = quiet.start("probe/forked", given, how="spoils")
+    assert quiet.finished(run, 30)["infrastructure_pid"].startswith("fork-worker-")
+    quiet.said(run, '"ASKED"')
+    debug = {"logs": {"flow_run_id": {"any_": [run]}, "level": {"le_": 10}}}
+    assert quiet.api("POST", "/logs/filter", debug)
 
 
 def test_a_flow_says_the_same_in_both_pools(probes: Stack) -> None:

@@ -10,9 +10,11 @@ import sys
 import tempfile
 import threading
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
+
+from .preload import adopt_environment
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 STATM_DATA = 5  # proc(5): data + stack, in pages
@@ -25,7 +27,7 @@ class Look:
     path: str
 
     def _bootstrap(self, _parent_sentinel: int) -> int:
-        from .preload import problems, threads
+        from .preload import problems, threads  # as they are in this process
 
         found = dict(problems)
         if not found and threads() > 1:  # of this child, which began with one
@@ -68,10 +70,7 @@ class Job:
         leave(code)
 
     def _become(self) -> None:
-        loaded = prefect_variables(os.environ)
-        os.environ.clear()
-        os.environ.update(self.environment)
-        os.environ["TMPDIR"] = self.temporary
+        adopt_environment({**self.environment, "TMPDIR": self.temporary})
         tempfile.tempdir = None
         os.chdir(self.folder)
         if not self.output:
@@ -87,18 +86,6 @@ class Job:
         forget_forkserver()
         if numpy := sys.modules.get("numpy"):
             numpy.random.seed()  # Python's own generator does that by itself
-        if prefect_variables(os.environ) != loaded:
-            from prefect.context import refresh_global_settings_context
-            from prefect.logging.configuration import setup_logging
-
-            refresh_global_settings_context()
-            setup_logging(incremental=False)
-
-
-def prefect_variables(environment: os._Environ[str]) -> dict[str, str]:
-    """Prefect's settings in an environment."""
-    names = (n for n in environment if n.startswith("PREFECT_") and not n.startswith("PREFECT__"))
-    return {name: environment[name] for name in names}
 
 
 def data_bytes() -> int:
@@ -111,6 +98,8 @@ def forget_forkserver() -> None:
     """A flow that uses a forkserver itself gets its own, not the one that it was forked off."""
     server: Any = forkserver._forkserver
     server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
+    tracker: Any = resource_tracker._resource_tracker
+    tracker._fd = tracker._pid = None
 
 
 def adopt_descendants() -> None:

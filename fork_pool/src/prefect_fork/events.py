@@ -100,6 +100,18 @@ class FollowsEvents(Worker):
             task.cancel()
         await super().teardown(*exc_info)
 
+    async def _submit_run(self, flow_run: FlowRun) -> None:
+        """Takes a run; one that can't be taken now is left to a later poll.
+
+        Prefect lets an error of the server's (its database away) end the worker with all its runs.
+        """
+        try:
+            await super()._submit_run(flow_run)
+        except Exception as error:
+            logger.warning("Flow run %s could not be taken: %s", flow_run.name, error)
+            self._submitting_flow_run_ids.discard(flow_run.id)
+            self._release_limit_slot(flow_run.id)
+
     async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
         """Skips a state between Pending and Running that tells nobody anything."""
 

@@ -6,19 +6,25 @@ is made anew when code has changed, and after a number of runs; runs of the old 
 
 import ast
 import asyncio
+import contextlib
 import json
 import os
+import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver, reduction
+from multiprocessing import forkserver, reduction, resource_tracker
 from pathlib import Path
 from typing import Any
 
 from .child import Job, Look
+from .nursery import NursedForkServer, is_alive
 from .preload import MODULES
+
+# Where a nursery was begun, its end of the pipe.
+nursery: socket.socket | None = None
 
 # So that whatever might grow in a process that only forks stays bounded.
 RENEW_RUNS = 500
@@ -45,7 +51,22 @@ class Child:
             await ended.wait()
         finally:
             loop.remove_reader(self._status)
-        return self.exit_code()
+        code = self.exit_code()
+        if code == LOST:
+            await self._gone()
+        return code
+
+    async def _gone(self) -> None:
+        """Waits for a process whose forkserver has gone; it says by itself how its run ended."""
+        with contextlib.suppress(ProcessLookupError):
+            process, ended = os.pidfd_open(self.pid), asyncio.Event()
+            loop = asyncio.get_running_loop()
+            loop.add_reader(process, ended.set)
+            try:
+                await ended.wait()
+            finally:
+                loop.remove_reader(process)
+                os.close(process)
 
     def exit_code(self) -> int:
         """Waits for its end, and lets nobody else do anything meanwhile."""
@@ -70,11 +91,17 @@ class ForkServers:
         self._preload = [entry for entry in preload.replace(",", " ").split() if entry]
         self._environment = environment
         self._excluded: set[str] = set()
+        self._first_packages = self._packages()
+        # Every process that is forked gets its pipe. Nobody shares memory that would need tracking,
+        # and a Python of its own for it takes 6 MB.
+        tracker: Any = resource_tracker._resource_tracker
+        if tracker._fd is None:
+            tracker._fd = os.open(os.devnull, os.O_WRONLY)
         self._server: Any = None
         self._seen: object = None
         self._forked = 0
         self._old: list[int] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def start(self) -> None:
         """Starts a forkserver if there is none that is up to date.
@@ -92,8 +119,8 @@ class ForkServers:
         Raises:
             PreloadError: What is to be preloaded can't be.
         """
-        self.start()
         with self._lock:
+            self.start()
             self._forked += 1
             return self._fork(job)
 
@@ -104,12 +131,22 @@ class ForkServers:
             self._reap()
 
     def _fork(self, job: Job | Look) -> Child:
+        try:
+            return self._ask(job)
+        except (EOFError, ConnectionError):  # it died, and another one is started
+            return self._ask(job)
+
+    def _ask(self, job: Job | Look) -> Child:
         status, data = self._server.connect_to_new_process([])
-        with open(data, "wb") as pipe:
-            # Where the worker was started from; not its main module, which no run needs.
-            reduction.dump({"name": "flow run", "sys_path": sys.path}, pipe)
-            reduction.dump(job, pipe)
-        return Child(status)
+        try:
+            with open(data, "wb") as pipe:
+                # Where the worker was started from; not its main module, which no run needs.
+                reduction.dump({"name": "flow run", "sys_path": sys.path}, pipe)
+                reduction.dump(job, pipe)
+            return Child(status)
+        except BaseException:
+            os.close(status)
+            raise
 
     def _renew(self) -> None:
         """Starts forkservers until one has loaded what can be loaded, and forks safely."""
@@ -117,11 +154,8 @@ class ForkServers:
             self._retire()
             self._reap()
             self._seen, self._forked = self._look(), 0
-            self._server = forkserver.ForkServer()
-            self._server.set_forkserver_preload(["prefect_fork.preload"])
             names = [name for name in self._names() if name not in self._excluded]
-            with changed({**self._environment, MODULES: json.dumps(names)}):
-                self._server.ensure_running()
+            self._server = self._begin(names)
             problems = self._problems()
             for name, found in problems.items():
                 if name in self._preload or name not in names:
@@ -133,6 +167,20 @@ class ForkServers:
             if not problems:
                 return
             self._excluded |= problems.keys()
+
+    def _begin(self, names: list[str]) -> Any:
+        """A forkserver that loads these modules; of the nursery's, if Prefect is still the same."""
+        if nursery is not None and self._packages() == self._first_packages:
+            environment = {**os.environ, **self._environment}
+            server: Any = NursedForkServer(nursery, names=names, environment=environment)
+            with contextlib.suppress(OSError, ValueError):  # it has gone, or can't just now
+                server.ensure_running()
+                return server
+        server = forkserver.ForkServer()
+        server.set_forkserver_preload(["prefect_fork.preload"])
+        with changed({**self._environment, MODULES: json.dumps(names)}):
+            server.ensure_running()
+        return server
 
     def _problems(self) -> dict[str, str]:
         """What went wrong while it loaded, by module."""
@@ -153,12 +201,20 @@ class ForkServers:
 
     def _reap(self) -> None:
         """Takes note of forkservers that have ended."""
-        self._old = [pid for pid in self._old if os.waitpid(pid, os.WNOHANG) == (0, 0)]
+        for pid in self._old:
+            with contextlib.suppress(ChildProcessError):  # a nursery's
+                os.waitpid(pid, os.WNOHANG)
+        self._old = [pid for pid in self._old if is_alive(pid)]
 
     def _names(self) -> list[str]:
         """The modules to load."""
         names: dict[str, None] = {}
         for entry in self._preload:
+            if os.sep in entry and not Path(entry).is_dir():
+                raise PreloadError(
+                    f"expected: a folder of flows to preload for\nfound:    none at {entry}\n"
+                    "next:     mend PREFECT_FORK_PRELOAD"
+                )
             names.update(dict.fromkeys(imports(Path(entry)) if os.sep in entry else [entry]))
         return list(names)
 
@@ -166,8 +222,13 @@ class ForkServers:
         """What changes with the flows and the packages: names and times of files."""
         folders = [Path(entry) for entry in self._preload if os.sep in entry]
         files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
-        packages = [Path(entry) for entry in sys.path if Path(entry).is_dir()]
-        return [(path, path.stat().st_mtime_ns) for path in [*files, *packages]]
+        return [self._packages(), [(file, file.stat().st_mtime_ns) for file in files]]
+
+    @staticmethod
+    def _packages() -> object:
+        """What changes with the packages alone."""
+        folders = [Path(entry) for entry in sys.path if Path(entry).is_dir()]
+        return [(folder, folder.stat().st_mtime_ns) for folder in folders]
 
 
 def imports(folder: Path) -> Iterator[str]:

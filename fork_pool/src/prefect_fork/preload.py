@@ -5,7 +5,12 @@ import gc
 import importlib
 import json
 import os
+import signal
 import threading
+import time
+from collections.abc import Mapping
+
+from .execute.__main__ import SIGNALS
 
 # What the flows import, as a JSON list of modules' names.
 MODULES = "PREFECT_FORK_MODULES"
@@ -32,13 +37,31 @@ def load(names: list[str]) -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            problems[name] = f"{type(error).__name__}: {error}"
         except BaseException as error:  # SystemExit, too: this process has to stay
             problems[name] = f"{type(error).__name__}: {error}"
         if threads() > 1:
             problems[name] = "it starts threads when it is imported, and they don't survive a fork"
             return
+
+
+def adopt_environment(environment: Mapping[str, str]) -> None:
+    """Makes this the environment, and has Prefect read what has changed."""
+    before = prefect_variables()
+    os.environ.clear()
+    os.environ.update(environment)
+    time.tzset()
+    if prefect_variables() != before:
+        from prefect.context import refresh_global_settings_context
+        from prefect.logging.configuration import setup_logging
+
+        refresh_global_settings_context()
+        setup_logging(incremental=False)
+
+
+def prefect_variables() -> dict[str, str]:
+    """Prefect's settings in the environment."""
+    names = (n for n in os.environ if n.startswith("PREFECT_") and not n.startswith("PREFECT__"))
+    return {name: os.environ[name] for name in names}
 
 
 def threads() -> int:
@@ -51,17 +74,27 @@ def threads() -> int:
 
 def load_prefect() -> None:
     """Loads what a flow run needs of Prefect, and makes what it would make first."""
+    gc.disable()  # nothing to be found, and every collection writes to what is to be shared
     load(["prefect_fork.execute.engine", "prefect_fork.execute.report"])
     for name in LAZY:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     from prefect.client.orchestration import get_client
 
-    get_client(sync_client=True)
+    if "PREFECT_API_URL" in os.environ:  # else it would start a server
+        get_client(sync_client=True)
+    gc.enable()
+
+
+def ready() -> None:
+    """Makes this process fit for forking off flow runs."""
+    gc.freeze()  # so that a child's first collection doesn't copy all of it
+    # A run that is told something before it can hear it is told as soon as it can.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 if MODULES in os.environ:
     load_prefect()
     load(json.loads(os.environ.pop(MODULES)))
     gc.collect()
-    gc.freeze()  # so that a child's first collection doesn't copy all of it
+    ready()

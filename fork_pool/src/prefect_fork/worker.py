@@ -13,12 +13,12 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import anyio
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
 from prefect.states import Scheduled
@@ -32,7 +32,7 @@ from prefect.workers.base import (
 from pydantic import Field
 
 from .child import Job
-from .events import FollowsEvents, settle
+from .events import FollowsEvents, open_runs, settle
 from .forkserver import Child, ForkServers, PreloadError
 
 MIB = 1 << 20
@@ -49,10 +49,6 @@ class ForkJobConfiguration(BaseJobConfiguration):
     memory_limit: int | None = Field(default=None, gt=0)
     time_limit: float | None = Field(default=None, gt=0)
     stream_output: bool = Field(default=True)
-
-    def environment(self) -> dict[str, str]:
-        """What is added to the worker's own environment."""
-        return {name: value for name, value in self.env.items() if value is not None}
 
 
 class ForkVariables(BaseVariables):
@@ -113,8 +109,7 @@ class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, ForkVariables, 
     async def setup(self) -> None:
         """Loads what is to be preloaded, then begins to take runs."""
         self._children: dict[UUID, tuple[Child, float]] = {}
-        self._left: list[WorkerFlowRunResponse] = []
-        self._free = asyncio.Event()
+        self._left = False
         self._stopping = False
         preload = os.environ.get("PREFECT_FORK_PRELOAD", "")
         self._forkservers = ForkServers(preload, self.job_configuration._base_environment())
@@ -122,8 +117,8 @@ class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, ForkVariables, 
             await asyncio.to_thread(self._forkservers.start)
         except PreloadError as error:
             sys.exit(f"The worker can't start.\n{error}")
+        await self._settle_lost()
         await super().setup()
-        self._background.append(asyncio.create_task(self._take_left()))
 
     async def teardown(self, *exc_info: Any) -> None:
         """Hands back what hasn't begun, gives the rest time to end, and ends the worker."""
@@ -152,7 +147,7 @@ class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, ForkVariables, 
         due = due_time(flow_run)
         with tempfile.TemporaryDirectory(prefix="prefect-fork-", ignore_cleanup_errors=True) as own:
             job = Job(
-                environment=os.environ | configuration.environment(),
+                environment=os.environ | cast("dict[str, str]", configuration.env),
                 folder=str(configuration.working_dir or own),
                 temporary=own,
                 output=configuration.stream_output,
@@ -167,8 +162,10 @@ class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, ForkVariables, 
             finally:
                 end_group(child.pid, signal.SIGKILL)
                 del self._children[flow_run.id]
-                # As soon as this has returned, its slot is free.
-                asyncio.get_running_loop().call_soon(self._free.set)
+                if self._left:  # as soon as this has returned, its slot is free
+                    asyncio.get_running_loop().call_soon(self._woken.set)
+        # What becomes of a cancelled run, whoever cancelled it says.
+        code = 0 if flow_run.id in self._cancelling else code
         return ForkWorkerResult(identifier=identifier, status_code=code)
 
     async def end_cancelled(self, run_id: UUID) -> None:
@@ -216,16 +213,33 @@ class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, ForkVariables, 
 
     async def _let_end(self) -> None:
         """Ends all runs: at once those that wait for their time, after a while the others."""
-        while self._submitting_flow_run_ids:
-            await asyncio.sleep(0.1)
+        with anyio.move_on_after(LAST_SECONDS):  # the server may be away
+            while self._submitting_flow_run_ids:
+                await asyncio.sleep(0.1)
         now = datetime.now(UTC).timestamp()
         waiting = [run for run, (_, due) in self._children.items() if due > now]
         self._tell(waiting, signal.SIGTERM)
         await self._gone(list(self._children), GRACE_SECONDS)
         self._tell(list(self._children), signal.SIGTERM)
         await self._gone(list(self._children), LAST_SECONDS)
-        for child, _ in self._children.values():
+        killed = dict(self._children)
+        for child, _ in killed.values():
             end_group(child.pid, signal.SIGKILL)
+        with anyio.move_on_after(LAST_SECONDS):
+            async with get_client() as client:
+                for run in killed:
+                    await settle(client, run, "Its worker was stopped, and it didn't end.")
+
+    async def _settle_lost(self) -> None:
+        """Settles runs of a worker of this name that was killed, and they with it."""
+        states = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+        try:
+            async with get_client() as client:
+                for run in await open_runs(client, self._work_pool_name, *states):
+                    if (run.infrastructure_pid or "").startswith(f"{self.name}:"):
+                        await settle(client, run.id, "Its worker was killed.")
+        except Exception:
+            self._logger.exception("Runs of a worker that was killed could not be settled")
 
     def _tell(self, runs: list[UUID], number: int) -> None:
         """Sends a signal to the processes that watch over these runs."""
@@ -248,19 +262,12 @@ class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, ForkVariables, 
     async def _submit_scheduled_flow_runs(
         self, flow_run_response: list[WorkerFlowRunResponse]
     ) -> list[FlowRun]:
-        """Takes as many of these runs as it may, and keeps the rest until the next poll."""
+        """Takes as many of these runs as it may, and remembers whether it left some."""
+        if self._stopping:
+            return []
         taken = await super()._submit_scheduled_flow_runs(flow_run_response)
-        ids = {run.id for run in taken} | self._children.keys()
-        self._left = [found for found in flow_run_response if found.flow_run.id not in ids]
+        self._left = len(taken) < len(flow_run_response)
         return taken
-
-    async def _take_left(self) -> None:
-        """Takes a run that was left as soon as another one has ended; a poll would cost more."""
-        while True:
-            await self._free.wait()
-            self._free.clear()
-            if self._left and not self._stopping:
-                await self._submit_scheduled_flow_runs(self._left)
 
 
 def due_time(flow_run: FlowRun) -> float:

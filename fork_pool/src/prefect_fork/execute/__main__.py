@@ -22,6 +22,8 @@ SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 CANCEL_SECONDS = 30
 # A server that is away, for an upgrade perhaps, is asked so often whether it has come back.
 REPORTS, REPORT_SECONDS = 10, 6
+# What that may take with the hooks, which may hang.
+REPORT_MINUTES = 10
 
 
 def main(seconds: float | None = None) -> int:
@@ -34,8 +36,6 @@ def main(seconds: float | None = None) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     child = os.fork()
     if child == 0:
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until there is a flow to suspend
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         run_flow()
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
@@ -54,8 +54,10 @@ def main(seconds: float | None = None) -> int:
     signal.setitimer(signal.ITIMER_REAL, seconds or 0)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     _, status = os.waitpid(child, 0)
-    for number in (*SIGNALS, signal.SIGALRM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(REPORT_MINUTES * 60)
     code = os.waitstatus_to_exitcode(status)
     if code == 0 or reported(code, why):
         return 0

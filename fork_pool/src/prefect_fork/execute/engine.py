@@ -49,6 +49,7 @@ def run() -> NoReturn:
     """Prepares and runs the flow run, and ends this process as Prefect's engine would."""
     signal.signal(signal.SIGUSR1, _cancel)
     signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until there is a flow to suspend
     run_flow = prefect.flow_engine.run_flow
 
     def run_flow_on_time(
@@ -66,6 +67,7 @@ def run() -> NoReturn:
     del sys.modules["prefect.engine"]
     exit_code = 1
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM})
         os.environ["PREFECT__FLOW_ENTRYPOINT"] = prepare()
         runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
         exit_code = 0
