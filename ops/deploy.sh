@@ -12,5 +12,7 @@ docker compose --progress quiet up --detach deploy
 container=$(docker compose ps --all --quiet deploy)
 docker logs --follow --since "$(docker inspect --format '{{.State.StartedAt}}' "$container")" "$container"
 # Its runs see the new code; those that are going have half a minute to end.
-docker compose --progress quiet up --detach --no-deps fork-worker
+# (Not `up`, which would deploy once more; with --no-deps, the next `make up` would make it anew.)
+docker compose --progress quiet create fork-worker
+docker compose ps --all --quiet fork-worker | xargs docker start >/dev/null
 exit "$(docker inspect --format '{{.State.ExitCode}}' "$container")"

@@ -191,7 +191,7 @@ BAD_NAMES = [
     "bad/name",
     "bad-parameter",
     "suggest-activity/good",
-    "deployment 18",
+    "deployment 19",
 ]
 
 

@@ -103,9 +103,9 @@ def test_who_is_told_of_what(
 
     late = stack.start(nobodys)
     failed = stack.start(USERS_ETL, url=ALWAYS, path="never", retry_delay_seconds=0)
-    crashed = stack.start(FACT, url="http://upstream:8000/api/fact?fault_delay=60")
-    stack.running(crashed)
-    docker("kill", stack.container(crashed))
+    crashed = stack.start(
+        FACT, {"time_limit": 5}, url="http://upstream:8000/api/fact?fault_delay=60"
+    )
     assert stack.finished(crashed)["state_type"] == "CRASHED"
     assert stack.finished(failed)["state_type"] == "FAILED"
     stack.attempts(failed, {"extract": 11})

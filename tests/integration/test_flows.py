@@ -37,7 +37,7 @@ def test_every_deployment_runs(stack: Stack, first_run: dict[str, Any], tmp_path
         f"{entry['entrypoint'].split(':')[1].replace('_', '-')}/{entry['name']}"
         for entry in entries
     }
-    assert len(names) == 6
+    assert len(names) == 7
     runs = {name: stack.start(name) for name in sorted(names)}
     for name, run in runs.items():
         ended = stack.finished(run, 240)
@@ -198,7 +198,7 @@ def test_leaving_make_run_leaves_nobody_behind(stack: Stack, first_run: dict[str
     )
     assert follower.stdout
     output = ""
-    while "Beginning flow run" not in output:
+    while "View at" not in output:
         line = follower.stdout.readline()
         assert line, output
         output += line

@@ -416,8 +416,8 @@ def test_a_preload_that_does_not_exist(stack: Stack, first_run: dict[str, Any]) 
 
 
 def test_three_fork_workers_share_the_runs(probes: Stack) -> None:
-    scaled = ["docker", "compose", "up", "--detach", "--no-recreate", "--no-deps"]
-    probes.run(*scaled, "--wait", "--scale", f"{FORK_WORKER}=3", FORK_WORKER)
+    scaled = ["docker", "compose", "up", "--detach"]
+    probes.run(*scaled, "--scale", f"{FORK_WORKER}=3", FORK_WORKER)
     runs = [probes.start("probe/forked") for _ in range(12)]
     for run in runs:
         assert probes.finished(run, 60)["state_type"] == "COMPLETED"

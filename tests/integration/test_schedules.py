@@ -25,11 +25,9 @@ def deployment(
     """A deployment without a work pool, scheduled like those of prefect.yaml; its id and zone."""
     zone = request.param
     daily = stack.deployment(DAILY)
-    hourly = stack.deployment("users-etl/hourly")
+    snapshot = stack.deployment("users-etl/snapshot")
     [cron] = [item["schedule"]["cron"] for item in daily["schedules"]]
-    [interval] = [
-        item["schedule"] for item in hourly["schedules"] if "interval" in item["schedule"]
-    ]
+    [interval] = [item["schedule"] for item in snapshot["schedules"]]
     assert interval["interval"] == INTERVAL
     body = {
         "name": f"dst-{zone.replace('/', '-')}",

@@ -104,7 +104,7 @@ def test_three_runs_wait_and_deploying_again_from_the_host_changes_nothing(
             uv, "run", "--no-sync", "prefect", "--no-prompt", "deploy", "--all", env=environment
         )
         assert done.returncode == 0, done.stdout
-        assert " ".join(done.stdout.split()).count("successfully created") == 6
+        assert " ".join(done.stdout.split()).count("successfully created") == 7
 
     after = stack.deployment(DAILY)
     assert after["id"] == deployment["id"]

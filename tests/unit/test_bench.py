@@ -153,7 +153,7 @@ def test_stock_keeps_connections_and_loses_what_is_tuned() -> None:
 def test_the_project_s_own_files_can_be_made_stock() -> None:
     project = Path(__file__).parent.parent.parent
     compose = yaml.safe_load((project / "docker-compose.yml").read_text())
-    assert "PREFECT_WORKER_QUERY_SECONDS: !reset null" in override(compose)
+    assert "PREFECT_WORKER_PREFETCH_SECONDS: !reset null" in override(compose)
     for name in ("server", "worker"):
         assert "PREFECT_API_URL" not in tuned(compose["services"][name]["environment"])
 

@@ -1,5 +1,6 @@
 """The forkserver of the fork worker, without a Prefect server."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prefect_fork.child import Look
 from prefect_fork.forkserver import ForkServers, PreloadError, imports
 from prefect_fork.worker import ForkWorker
 
@@ -47,7 +49,7 @@ def test_what_flows_import(flows: Path) -> None:
     assert set(imports(flows)) == {"json", "xml", "fork_threaded"}
 
 
-def test_forkservers_are_renewed_and_replaced(flows: Path) -> None:
+def test_forkservers_are_renewed_and_replaced(flows: Path, tmp_path: Path) -> None:
     """When flows change, and when one is killed; what starts threads is left out."""
     for found in servers(f"{flows}/"):
         found.start()
@@ -60,7 +62,9 @@ def test_forkservers_are_renewed_and_replaced(flows: Path) -> None:
         second = pid(found)
         assert second != first
         os.kill(second, signal.SIGKILL)
-        assert found._problems() == {}
+        told = tmp_path / "told"
+        assert found.fork(Look(str(told))).exit_code() == 0
+        assert json.loads(told.read_text()) == {}
         assert pid(found) != second
 
 

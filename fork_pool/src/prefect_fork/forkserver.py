@@ -113,7 +113,7 @@ class ForkServers:
             if self._server is None or self._forked >= RENEW_RUNS or self._seen != self._look():
                 self._renew()
 
-    def fork(self, job: Job) -> Child:
+    def fork(self, job: Job | Look) -> Child:
         """Forks a process for a job off a forkserver that is up to date.
 
         Raises:
@@ -122,19 +122,17 @@ class ForkServers:
         with self._lock:
             self.start()
             self._forked += 1
-            return self._fork(job)
+            try:
+                return self._ask(job)
+            except (EOFError, OSError):  # it has died
+                self._renew()
+                return self._ask(job)
 
     def close(self) -> None:
         """Lets the forkserver end, when its last child has."""
         with self._lock:
             self._retire()
             self._reap()
-
-    def _fork(self, job: Job | Look) -> Child:
-        try:
-            return self._ask(job)
-        except (EOFError, ConnectionError):  # it died, and another one is started
-            return self._ask(job)
 
     def _ask(self, job: Job | Look) -> Child:
         status, data = self._server.connect_to_new_process([])
@@ -185,7 +183,10 @@ class ForkServers:
     def _problems(self) -> dict[str, str]:
         """What went wrong while it loaded, by module."""
         with tempfile.NamedTemporaryFile("r") as file:
-            code = self._fork(Look(file.name)).exit_code()
+            try:
+                code = self._ask(Look(file.name)).exit_code()
+            except (EOFError, OSError):
+                code = LOST
             text = file.read()
         if code or not text:
             return {"prefect": f"a forkserver whose child ended with exit code {code}"}
