@@ -15,4 +15,8 @@ docker logs --follow --since "$(docker inspect --format '{{.State.StartedAt}}' "
 # (Not `up`, which would deploy once more; with --no-deps, the next `make up` would make it anew.)
 docker compose --progress quiet create fork-worker
 docker compose ps --all --quiet fork-worker | xargs docker start >/dev/null
+for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+  docker compose ps --format '{{.Health}}' fork-worker | grep --quiet starting || break
+  sleep 1
+done
 exit "$(docker inspect --format '{{.State.ExitCode}}' "$container")"

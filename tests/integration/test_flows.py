@@ -198,7 +198,7 @@ def test_leaving_make_run_leaves_nobody_behind(stack: Stack, first_run: dict[str
     )
     assert follower.stdout
     output = ""
-    while "View at" not in output:
+    while "Beginning flow run" not in output:
         line = follower.stdout.readline()
         assert line, output
         output += line
