@@ -57,9 +57,14 @@ async def main() -> int:
 
 
 def parse_containers(text: str) -> dict[str, dict[str, Any]]:
-    """Containers by service. Compose prints a JSON list, or an object a line, by its version."""
-    rows = json.loads(text) if text.startswith("[") else map(json.loads, text.splitlines())
-    return {row["Service"]: row for row in rows}
+    """Containers by service, of several the worst.
+
+    Compose prints a JSON list, or an object a line, by its version.
+    """
+    rows = json.loads(text) if text.startswith("[") else list(map(json.loads, text.splitlines()))
+    right = [row for row in rows if row["State"] == "running" and row["Health"] == "healthy"]
+    wrong = [row for row in rows if row not in right]
+    return {row["Service"]: row for row in [*right, *wrong]}
 
 
 def service_problems(expected: Iterable[str], containers: dict[str, dict[str, Any]]) -> list[str]:

@@ -30,6 +30,13 @@ def test_both_formats_of_compose_are_read() -> None:
     assert parse_containers("") == {}
 
 
+def test_of_several_containers_of_a_service_the_worst_counts() -> None:
+    rows = [container("fork-worker", "exited", "", 137), container("fork-worker")]
+    for given in (rows, rows[::-1]):
+        found = parse_containers(json.dumps(given))
+        assert "fork-worker: is exited" in service_problems(["fork-worker"], found)[0]
+
+
 @pytest.mark.parametrize(
     ("found", "problem"),
     [
