@@ -1,11 +1,11 @@
 """Brings the server to what the project's files say: the work pool, then every deployment.
 
 The work pools come first, `docker-pool` from ``base-job-template.json``, then the deployments from
-``prefect.yaml``. A bad
-deployment is reported and doesn't stop the others; the exit code is then 1. What hasn't changed
-since the last time isn't touched: each deploy makes the server delete the runs that wait and
-schedule them anew seconds later, and a deploy at nine would lose the run at nine. So a deployment's
-version ends in a fingerprint of all that it was made from.
+``prefect.yaml``. A bad deployment is reported and doesn't stop the others; the exit code is then 1.
+What hasn't changed since the last time isn't touched: a deployment's version ends in a fingerprint
+of all that it was made from. One that has changed is scheduled anew here and now: the server
+deletes its runs that wait, and its scheduler, which comes by every few seconds and looks ahead
+only, would lose one that is due in between.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -197,7 +198,9 @@ def deploy_all(client: SyncPrefectClient, project: dict[str, Any]) -> Iterator[t
             if version == deployed_version(client, name):
                 say(f"{name}: unchanged")
             else:
+                before = datetime.now(UTC)
                 deploy({**project, "deployments": [{**entry, "version": version}]})
+                schedule(client, name, before)
                 say(f"{name}: deployed")
             yield name, True
         except Problem as problem:
@@ -270,6 +273,21 @@ def deploy(project: dict[str, Any]) -> None:
                         output.getvalue(),
                         "mend that, then: make deploy",
                     ) from error
+
+
+def schedule(client: SyncPrefectClient, name: str, since: datetime) -> None:
+    """Schedules a deployment's runs from a time on; those that are there already stay as they are.
+
+    (The server's scheduler does the same; both go by the run's idempotency key.)
+    """
+    deployment = client.read_deployment_by_name(name)
+    if not deployment.paused:
+        client.request(
+            "POST",
+            "/deployments/{id}/schedule",
+            path_params={"id": deployment.id},
+            json={"start_time": since.isoformat()},
+        )
 
 
 if __name__ == "__main__":

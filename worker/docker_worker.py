@@ -10,46 +10,64 @@ import asyncio
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import docker
 import docker.errors
 import requests
+from prefect._internal.infrastructure_exit_codes import get_infrastructure_exit_info
 from prefect.cli import app
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun
 from prefect.logging import get_logger
 from prefect_docker.worker import DockerWorker, DockerWorkerJobConfiguration, DockerWorkerResult
-from prefect_fork.events import FollowsEvents, open_runs, settle
+from prefect_fork.events import FollowsEvents
+from prefect_fork.settle import TAKEN_BY, settle, taken_by
 
 RUN_LABEL = "io.prefect.flow-run-id"
+WORKER_LABEL = "io.prefect.worker-name"
 # The signals by which an image's command is told what becomes of its run; one without these labels
 # finds out by itself.
 CANCEL_LABEL = "prefect-stack.cancel-signal"
 SUSPEND_LABEL = "prefect-stack.suspend-signal"
 # What a cancelled run's container has to end: 30 s for the flow's `finally`, and as many for hooks.
 END_SECONDS = 60
-# A run of another worker may be between Pending and its container for as long as this.
-GRACE_SECONDS = 30
 
 logger = get_logger("docker_worker")
 
 
-def flow_containers() -> dict[UUID, str]:
-    """The ids of this stack's flow containers, ended ones too, by the id of their flow run."""
+@dataclass(frozen=True)
+class FlowContainer:
+    """A flow run's container, perhaps an ended one."""
+
+    id: str
+    run_id: UUID
+    worker: str
+    started: bool
+
+
+def flow_containers() -> list[FlowContainer]:
+    """This stack's flow containers."""
     client = docker.from_env()
     try:
         filters = {"label": RUN_LABEL, "network": os.environ["FLOWS_NETWORK"]}
-        found = client.containers.list(all=True, filters=filters, ignore_removed=True)
-        return {UUID(container.labels[RUN_LABEL]): container.id for container in found}
+        return [
+            FlowContainer(
+                container.id,
+                UUID(container.labels[RUN_LABEL]),
+                container.labels[WORKER_LABEL],
+                container.status != "created",
+            )
+            for container in client.containers.list(all=True, filters=filters, ignore_removed=True)
+        ]
     finally:
         client.close()
 
 
-def wait_and_remove(container_id: str) -> int | None:
-    """Waits for a container's end and removes it.
+def wait_and_remove(container_id: str, started: bool = True) -> int | None:
+    """Waits for a container's end, if it was ever started, and removes it.
 
     Returns:
         Its exit code; None if somebody else removed it before that could be read.
@@ -57,7 +75,7 @@ def wait_and_remove(container_id: str) -> int | None:
     client = docker.from_env(timeout=None)
     try:
         container = client.containers.get(container_id)
-        exit_code = int(container.wait()["StatusCode"])
+        exit_code = int(container.wait()["StatusCode"]) if started else None
         container.remove(v=True)
     except docker.errors.NotFound:
         return None
@@ -106,41 +124,6 @@ def suspend_container(container_id: str) -> None:
         client.close()
 
 
-async def adopt(client: PrefectClient, run_id: UUID, container_id: str) -> None:
-    """Does for a former worker's container what that worker would have done at its end."""
-    try:
-        exit_code = await asyncio.to_thread(wait_and_remove, container_id)
-        if exit_code != 0:
-            await settle(client, run_id, f"Its container ended with exit code {exit_code}.")
-    except Exception:
-        logger.exception("The container of flow run %s could not be settled", run_id)
-
-
-async def settle_orphans(work_pool: str) -> None:
-    """Settles what a former worker left behind: containers, and runs whose container is gone."""
-    started = datetime.now(UTC)
-    states = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
-    async with get_client() as client, asyncio.TaskGroup() as group:
-        for run_id, container_id in (await asyncio.to_thread(flow_containers)).items():
-            group.create_task(adopt(client, run_id, container_id))
-        await asyncio.sleep(GRACE_SECONDS)
-        containers = await asyncio.to_thread(flow_containers)
-        for run in await open_runs(client, work_pool, *states):
-            if run.id not in containers and run.state and run.state.timestamp < started:
-                try:
-                    await settle(client, run.id, "Its container is gone.")
-                except Exception:
-                    logger.exception("Flow run %s could not be settled", run.id)
-
-
-async def settle_orphans_in_peace(work_pool: str) -> None:
-    """The same, and whatever goes wrong with it, the worker goes on."""
-    try:
-        await settle_orphans(work_pool)
-    except Exception:
-        logger.exception("What a former worker left behind could not be settled")
-
-
 with warnings.catch_warnings():
     # It says that the type "docker" is registered anew: that is the purpose.
     warnings.simplefilter("ignore")
@@ -149,13 +132,12 @@ with warnings.catch_warnings():
         """The worker of type ``docker`` in this stack."""
 
         async def setup(self) -> None:
-            """Prepares the worker and begins to settle what a former one left behind."""
+            """Prepares the worker."""
+            self._watched: set[UUID] = set()
             await super().setup()
             # A thread for each container that is waited for; the default of a few would be used up,
             # and name look-ups wait in the same queue.
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(256))
-            orphans = settle_orphans_in_peace(self._work_pool_name)
-            self._background.append(asyncio.create_task(orphans))
 
         async def end_cancelled(self, run_id: UUID) -> None:
             """Ends a run that is to be cancelled, wherever it is on its way."""
@@ -168,9 +150,45 @@ with warnings.catch_warnings():
 
         async def suspend(self, run_ids: list[UUID]) -> None:
             """Tells those of these runs that are still at work that they have been suspended."""
+            for container in await asyncio.to_thread(flow_containers):
+                if container.run_id in run_ids:
+                    await asyncio.to_thread(suspend_container, container.id)
+
+        async def lost(self, client: PrefectClient, runs: list[FlowRun]) -> set[UUID]:
+            """Those that have no container; takes over the containers of workers that are gone."""
             containers = await asyncio.to_thread(flow_containers)
-            for run_id in containers.keys() & set(run_ids):
-                await asyncio.to_thread(suspend_container, containers[run_id])
+            if left := [one for one in containers if one.run_id not in self._watched]:
+                others = await self.workers_at_work(client) - {self.name}
+                for container in left:
+                    if container.worker not in others:
+                        self._watched.add(container.run_id)
+                        self._background.append(asyncio.create_task(self._adopt(container)))
+            on_their_way = {one.run_id for one in containers} | self._submitting_flow_run_ids
+            return {run.id for run in runs} - on_their_way
+
+        async def _adopt(self, container: FlowContainer) -> None:
+            """Does for a container of a worker's that is gone what that one would have done."""
+            try:
+                exit_code = await asyncio.to_thread(
+                    wait_and_remove, container.id, container.started
+                )
+                if exit_code != 0:
+                    await self._settle_ended(container.run_id, exit_code)
+            except Exception:
+                logger.exception("The container of run %s could not be settled", container.run_id)
+            finally:
+                self._watched.discard(container.run_id)
+
+        async def _settle_ended(self, run_id: UUID, exit_code: int | None) -> None:
+            """Settles a run whose container has ended, unless it has another one by now."""
+            containers = await asyncio.to_thread(flow_containers)
+            if run_id not in {container.run_id for container in containers}:
+                why = "Its container is gone."
+                if exit_code is not None:
+                    why = f"Its container ended with exit code {exit_code}. "
+                    why += get_infrastructure_exit_info(exit_code).explanation
+                async with get_client() as client:
+                    await settle(client, run_id, why)
 
         async def run(
             self,
@@ -179,12 +197,16 @@ with warnings.catch_warnings():
             task_status: Any = None,
         ) -> DockerWorkerResult:
             """Runs the flow in a container of its own and removes that after its end."""
-            result = await DockerWorker.run(self, flow_run, configuration, task_status)
-            container_id = result.identifier.rsplit(":", 1)[1]
-            exit_code = await asyncio.to_thread(wait_and_remove, container_id)
-            if exit_code is None:
-                async with get_client() as client:
-                    await settle(client, flow_run.id, "Somebody removed its container.")
+            configuration.env[TAKEN_BY] = taken_by(flow_run)
+            self._watched.add(flow_run.id)
+            try:
+                result = await DockerWorker.run(self, flow_run, configuration, task_status)
+                container_id = result.identifier.rsplit(":", 1)[1]
+                exit_code = await asyncio.to_thread(wait_and_remove, container_id)
+            finally:
+                self._watched.discard(flow_run.id)
+            if exit_code != 0:
+                await self._settle_ended(flow_run.id, exit_code)
             return DockerWorkerResult(status_code=exit_code or 0, identifier=result.identifier)
 
 

@@ -1,14 +1,21 @@
-"""What the parent of a dead flow run's process makes of it."""
+"""What is made of a flow run whose process is gone."""
 
-from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
-from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, State, StateDetails
-from prefect.states import AwaitingRetry, Cancelling, Completed, Crashed, Pending, Running
-from prefect_fork.execute.report import is_settled, waits_for
-
-SOON, BEFORE = (datetime.now(UTC) + timedelta(days=days) for days in (1, -1))
+from prefect.client.schemas.objects import FlowRun, FlowRunPolicy, State
+from prefect.states import (
+    AwaitingRetry,
+    Cancelling,
+    Completed,
+    Crashed,
+    Paused,
+    Pending,
+    Running,
+    Scheduled,
+    Suspended,
+)
+from prefect_fork.settle import OPEN, TAKEN_BY, is_open, is_ours, taken_by
 
 
 def run_in(state: State, retry_type: str | None = None) -> FlowRun:
@@ -16,34 +23,33 @@ def run_in(state: State, retry_type: str | None = None) -> FlowRun:
     return FlowRun(flow_id=uuid4(), name="a run", state=state, empirical_policy=policy)
 
 
-def pending(due: datetime | None) -> State:
-    return Pending(state_details=StateDetails.model_validate({"scheduled_time": due}))
-
-
 @pytest.mark.parametrize(
-    ("state", "retry_type", "settled"),
+    ("state", "retry_type", "is_"),
     [
-        (Completed(), None, True),
-        (Crashed(), None, True),
-        (Running(), None, False),
-        (Cancelling(), None, False),
-        (pending(BEFORE), None, False),
-        (AwaitingRetry(), "reschedule", True),
-        (AwaitingRetry(), "in_process", False),
+        (Completed(), None, False),
+        (Crashed(), None, False),
+        (Crashed(), "in_process", False),
+        (Running(), None, True),
+        (Cancelling(), None, True),
+        (Pending(), None, True),
+        (Paused(), None, True),
+        (Suspended(), None, False),
+        (Scheduled(), None, False),
+        (AwaitingRetry(), "reschedule", False),
+        (AwaitingRetry(), "in_process", True),
     ],
 )
-def test_what_is_settled(state: State, retry_type: str | None, settled: bool) -> None:
-    assert is_settled(run_in(state, retry_type), state) is settled
+def test_which_runs_have_a_process(state: State, retry_type: str | None, is_: bool) -> None:
+    assert is_open(run_in(state, retry_type)) is is_
 
 
-@pytest.mark.parametrize(
-    ("state", "due"),
-    [
-        (pending(SOON), SOON),
-        (pending(BEFORE), None),
-        (pending(None), None),
-        (Running(), None),
-    ],
-)
-def test_what_waits_for_its_time(state: State, due: datetime | None) -> None:
-    assert waits_for(state) == due
+def test_a_run_that_was_taken_again_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, again = run_in(Pending()), run_in(Pending())
+    assert is_ours(run)  # whoever took it didn't say
+    monkeypatch.setenv(TAKEN_BY, taken_by(run))
+    assert is_ours(run)
+    assert not is_ours(again)
+
+
+def test_the_question_for_open_runs_is_an_alternative() -> None:
+    assert OPEN.model_dump(mode="json")["operator"] == "or_"

@@ -14,7 +14,7 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
-from .preload import adopt_environment
+from .preload import adopt_environment, problems, threads
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 STATM_DATA = 5  # proc(5): data + stack, in pages
@@ -27,8 +27,6 @@ class Look:
     path: str
 
     def _bootstrap(self, _parent_sentinel: int) -> int:
-        from .preload import problems, threads  # as they are in this process
-
         found = dict(problems)
         if not found and threads() > 1:  # of this child, which began with one
             found["prefect"] = f"{threads()} threads after a fork"

@@ -17,23 +17,22 @@ from typing import Any, cast
 from uuid import UUID
 
 import anyio
-from prefect.client.orchestration import get_client
+from prefect._internal.infrastructure_exit_codes import get_infrastructure_exit_info
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.exceptions import InfrastructureNotAvailable, InfrastructureNotFound
-from prefect.states import Scheduled
-from prefect.utilities.engine import propose_state
 from prefect.workers.base import (
     BaseJobConfiguration,
-    BaseVariables,
     BaseWorker,
     BaseWorkerResult,
 )
 from pydantic import Field
 
 from .child import Job
-from .events import FollowsEvents, open_runs, settle
+from .events import FollowsEvents
 from .forkserver import Child, ForkServers, PreloadError
+from .settle import TAKEN_BY, hand_back, settle, taken_by
 
 MIB = 1 << 20
 # What a cancelled run has to end: 30 s for the flow's `finally`, and as many for hooks.
@@ -43,16 +42,7 @@ GRACE_SECONDS, LAST_SECONDS = 30, 10
 
 
 class ForkJobConfiguration(BaseJobConfiguration):
-    """What a flow run's process is made from."""
-
-    working_dir: Path | None = Field(default=None)
-    memory_limit: int | None = Field(default=None, gt=0)
-    time_limit: float | None = Field(default=None, gt=0)
-    stream_output: bool = Field(default=True)
-
-
-class ForkVariables(BaseVariables):
-    """The same, as job variables."""
+    """What a flow run's process is made from; the job variables are the same."""
 
     working_dir: Path | None = Field(
         default=None,
@@ -85,12 +75,11 @@ class ForkWorkerResult(BaseWorkerResult):
     """How a flow run's process ended."""
 
 
-class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, ForkVariables, ForkWorkerResult]):
+class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, Any, ForkWorkerResult]):
     """Runs each flow run in a process of its own, forked off one that has loaded Prefect."""
 
     type = "fork"
     job_configuration = ForkJobConfiguration
-    job_configuration_variables = ForkVariables
     _display_name = "Fork"
     _description = (
         "Execute flow runs as processes forked off a loaded one. For small flows that run often: "
@@ -117,7 +106,6 @@ class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, ForkVariables, 
             await asyncio.to_thread(self._forkservers.start)
         except PreloadError as error:
             sys.exit(f"The worker can't start.\n{error}")
-        await self._settle_lost()
         await super().setup()
 
     async def teardown(self, *exc_info: Any) -> None:
@@ -138,12 +126,14 @@ class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, ForkVariables, 
         identifier = f"{self.name}:{flow_run.id}"
         if self._stopping:
             task_status.started(identifier)
-            await self._hand_back(flow_run)
+            async with get_client() as client:
+                await hand_back(client, flow_run)
             return ForkWorkerResult(identifier=identifier, status_code=0)
         if configuration.working_dir and not configuration.working_dir.is_dir():
             raise NotADirectoryError(
                 f"expected a folder as working_dir, found none at {configuration.working_dir}"
             )
+        configuration.env[TAKEN_BY] = taken_by(flow_run)
         due = due_time(flow_run)
         with tempfile.TemporaryDirectory(prefix="prefect-fork-", ignore_cleanup_errors=True) as own:
             job = Job(
@@ -166,6 +156,11 @@ class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, ForkVariables, 
                     asyncio.get_running_loop().call_soon(self._woken.set)
         # What becomes of a cancelled run, whoever cancelled it says.
         code = 0 if flow_run.id in self._cancelling else code
+        if code != 0:
+            async with get_client() as client:
+                why = f"Its process ended with exit code {code}. "
+                why += get_infrastructure_exit_info(code).explanation
+                await settle(client, flow_run.id, why)
         return ForkWorkerResult(identifier=identifier, status_code=code)
 
     async def end_cancelled(self, run_id: UUID) -> None:
@@ -186,6 +181,20 @@ class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, ForkVariables, 
     async def suspend(self, run_ids: list[UUID]) -> None:
         """Tells those of these runs that are still at work that they have been suspended."""
         self._tell([run for run in run_ids if run in self._children], signal.SIGUSR2)
+
+    async def lost(self, client: PrefectClient, runs: list[FlowRun]) -> set[UUID]:
+        """Those that were this worker's, or another's that is gone."""
+        if not runs:
+            return set()
+        others = await self.workers_at_work(client) - {self.name}
+
+        def is_lost(run: FlowRun) -> bool:
+            name = (run.infrastructure_pid or "").rsplit(":", 2)[0]
+            of_somebody = not name and run.state_type != StateType.PENDING
+            return name not in others and not (of_somebody and others)
+
+        mine = self._children.keys() | self._submitting_flow_run_ids
+        return {run.id for run in runs if run.id not in mine and is_lost(run)}
 
     async def kill_infrastructure(
         self,
@@ -230,17 +239,6 @@ class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, ForkVariables, 
                 for run in killed:
                     await settle(client, run, "Its worker was stopped, and it didn't end.")
 
-    async def _settle_lost(self) -> None:
-        """Settles runs of a worker of this name that was killed, and they with it."""
-        states = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
-        try:
-            async with get_client() as client:
-                for run in await open_runs(client, self._work_pool_name, *states):
-                    if (run.infrastructure_pid or "").startswith(f"{self.name}:"):
-                        await settle(client, run.id, "Its worker was killed.")
-        except Exception:
-            self._logger.exception("Runs of a worker that was killed could not be settled")
-
     def _tell(self, runs: list[UUID], number: int) -> None:
         """Sends a signal to the processes that watch over these runs."""
         for run in runs:
@@ -252,12 +250,6 @@ class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, ForkVariables, 
         with anyio.move_on_after(seconds):
             while any(run in self._children for run in runs):
                 await asyncio.sleep(0.1)
-
-    async def _hand_back(self, flow_run: FlowRun) -> None:
-        """Gives back a run that was taken and not begun, for another worker."""
-        when = datetime.fromtimestamp(due_time(flow_run), UTC)
-        async with get_client() as client:
-            await propose_state(client, Scheduled(scheduled_time=when), flow_run_id=flow_run.id)
 
     async def _submit_scheduled_flow_runs(
         self, flow_run_response: list[WorkerFlowRunResponse]

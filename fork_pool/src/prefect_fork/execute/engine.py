@@ -26,14 +26,23 @@ from prefect._flow_run_suspension import (
     mark_flow_run_suspension_requested,
 )
 from prefect._internal import control_listener
+from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Abort, TerminationSignal
 from prefect.flows import Flow
 from prefect.futures import PrefectFuture
+from prefect.settings import (
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_CLIENT_RETRY_EXTRA_CODES,
+    temporary_settings,
+)
 from prefect.states import Completed, Scheduled
 from prefect.utilities.engine import propose_state_sync
 
+from ..settle import is_ours
+from .__main__ import SIGNALS
+from .limits import end_limits_with_flows
 from .workspace import prepare
 
 # Each of Prefect's clients, four in a run, reads the CAs anew, for 15 ms of CPU. Only they share:
@@ -41,6 +50,13 @@ from .workspace import prepare
 prefect.client.orchestration.ssl = SimpleNamespace(  # type: ignore[assignment, attr-defined]
     **{**vars(ssl), "create_default_context": functools.cache(ssl.create_default_context)}
 )
+
+# A run was handed out by a server that is there; where it is away for a moment, it will be back.
+for kind in (PrefectHttpxAsyncClient, PrefectHttpxSyncClient):
+    kind._has_connected = property(lambda _: True, lambda _, __: None)  # type: ignore
+
+# So it asks for four minutes, where Prefect's default is one; 500 is a server without its database.
+PATIENCE: dict[Any, Any] = {PREFECT_CLIENT_MAX_RETRIES: 7, PREFECT_CLIENT_RETRY_EXTRA_CODES: {500}}
 
 FILES = {io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom}
 
@@ -61,15 +77,17 @@ def run() -> NoReturn:
         return run_flow(flow, flow_run=flow_run, wait_for=[ScheduledTime(flow_run)], **options)
 
     prefect.flow_engine.run_flow = run_flow_on_time  # type: ignore[assignment]
+    end_limits_with_flows()
     prefect.flow_engine.observe_flow_run_suspension = suspended_by_signal  # type: ignore
     sys.argv = ["prefect.engine"]
     # The module that `python -m prefect.engine` runs is, as a module, loaded already.
     del sys.modules["prefect.engine"]
     exit_code = 1
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM})
-        os.environ["PREFECT__FLOW_ENTRYPOINT"] = prepare()
-        runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        with temporary_settings(PATIENCE):
+            os.environ["PREFECT__FLOW_ENTRYPOINT"] = prepare()
+            runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
         exit_code = 0
     except SystemExit as end:
         exit_code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -162,8 +180,11 @@ class ScheduledTime(PrefectFuture[None]):
         """Returns at the run's scheduled time, or at once where that has passed.
 
         Raises:
-            Abort: The container was stopped before; the run is handed back for another one.
+            Abort: The container was stopped before; the run is handed back for another one. Or it
+                was thought lost, and another one has the run already.
         """
+        if not is_ours(self._flow_run):
+            raise Abort("Thought lost, and started again elsewhere")
         if self._time is None:
             return
         try:
