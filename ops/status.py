@@ -41,6 +41,7 @@ async def main() -> int:
     console.print(services_table(containers))
     problems = service_problems(sys.argv[1:], containers)
     async with get_client() as client:
+        console.print()
         for worker, pool in WORKERS.items():
             poll = await last_poll(client, pool)
             console.print(f"{worker}'s last poll: {ago(poll, now)}")

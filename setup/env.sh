@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 main() {
   umask 077
   [ -e .env ] || write_env
+  backups_folder
   write_secret api_auth_string PREFECT_API_AUTH_STRING server deploy worker fork-worker
   write_secret postgres_password POSTGRES_PASSWORD migrate server
   write_secret encryption_key PREFECT_SERVER_ENCRYPTION_KEY server

@@ -76,6 +76,17 @@ require_env() {
   [ -e .env ] || die ".env" "a stack that was set up" "no .env here" "make up"
 }
 
+# confirm VERB QUESTION: nobody there to ask means no.
+confirm() {
+  [ "${YES:-}" = 1 ] && return 0
+  if [ -t 0 ]; then
+    printf '%s [y/N] ' "$2"
+    read -r answer || answer=
+    case $answer in [Yy]*) return 0 ;; esac
+  fi
+  die "$1" "a yes" "none" "YES=1 make $1"
+}
+
 require_server() {
   require_env
   [ "$(docker compose ps --format '{{.State}}' server)" = running ] ||
@@ -83,6 +94,48 @@ require_server() {
 }
 
 flows_network() { printf '%s_flows' "$(setting COMPOSE_PROJECT_NAME)"; }
+
+# stop_workers: nothing new begins, and flow runs that are still going are stopped while the server
+# is there to hear of it.
+stop_workers() {
+  docker compose stop worker fork-worker
+  runs=$(docker ps --quiet --filter label=io.prefect.flow-run-id --filter "network=$(flows_network)")
+  if [ -n "$runs" ]; then
+    say "Stopping the flow runs that are still going; they are Crashed, at the latest when the workers are back:"
+    # shellcheck disable=SC2086  # an id a word
+    docker stop -t 30 $runs
+  fi
+  ended=$(docker ps --all --quiet --filter label=io.prefect.flow-run-id --filter "network=$(flows_network)")
+  # shellcheck disable=SC2086  # an id a word
+  [ -z "$ended" ] || docker rm $ended >/dev/null
+}
+
+# start [SERVICE]: up, and waits until it is healthy; where it isn't, says why.
+start() {
+  progress=quiet
+  [ ! -t 1 ] || progress=auto
+  # A service whose profile was switched off is no orphan to Compose.
+  docker compose config --services | grep -qx backup ||
+    docker compose --progress quiet --profile backup rm --stop --force backup >/dev/null 2>&1 || true
+  docker compose --progress "$progress" up --detach --wait --quiet-pull --remove-orphans "$@" || {
+    explain
+    return 1
+  }
+  # The one thing of a version that isn't in its images: `make upgrade` may have to go back to it.
+  if [ $# = 0 ] && [ -z "${COMPOSE_FILE:-}" ]; then cp docker-compose.yml .running.yml; fi
+}
+
+# Compose says which container failed; the reason is in its log.
+explain() {
+  for service in $(docker compose ps --all --format '{{.Service}} {{.State}} {{.ExitCode}} {{.Health}}' |
+    awk '($2 == "exited" && $3 != 0) || $2 == "restarting" || $4 == "unhealthy" {print $1}'); do
+    printf '\n==> The last lines of %s\n' "$service" >&2
+    docker logs --tail 60 "$(docker compose ps --all --quiet "$service")" >&2
+  done
+}
+
+# Made here, because Compose would leave it to the engine: as root, for everybody to read.
+backups_folder() { (umask 077 && mkdir -p backups); }
 
 # build [SERVICE]: on a terminal with Compose's own display; elsewhere only what led to a failure.
 # The images that the new ones replaced go.

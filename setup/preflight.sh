@@ -153,6 +153,8 @@ check_env() {
     "user:password of letters, digits and . : _ = + / @ -"
   check_value POSTGRES_PASSWORD '^[A-Za-z0-9.:_=+/@-]+$' "letters, digits and . : _ = + / @ -"
   check_value PREFECT_SERVER_ENCRYPTION_KEY '^[A-Za-z0-9_-]{43}=$' "44 characters, the last one ="
+  check_value BACKUP_AT '^(([01][0-9]|2[0-3]):[0-5][0-9])?$' "a time of the day such as 03:00"
+  check_value BACKUP_KEEP '^([1-9][0-9]*)?$' "a number, 1 or more"
   check_timezone
   [ "$failures" -gt "$before" ] || ok ".env"
 }

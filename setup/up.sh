@@ -11,25 +11,19 @@ main() {
   # ── Nothing was touched above this line ──
   setup/engine.sh
   setup/images.sh
-  start
-  tell
-}
-
-tell() {
-  docker compose exec -T server entrypoint.sh python -m ops.first_run
-}
-
-start() {
   step "Starting the stack (half a minute)"
-  progress=quiet
-  [ ! -t 1 ] || progress=auto
-  docker compose --progress "$progress" up --detach --wait --quiet-pull --remove-orphans || {
-    explain
+  # shellcheck disable=SC2119  # all services
+  start || {
     # One bad deployment doesn't keep the others, nor anybody, from the stack.
     if works; then tell || true; fi
     printf '\nThe stack is not complete. Mend the cause above, then: make up\n' >&2
     exit 1
   }
+  tell
+}
+
+tell() {
+  docker compose exec -T server entrypoint.sh python -m ops.first_run
 }
 
 # Does the worker take runs, or will it within half a minute?
@@ -42,15 +36,6 @@ works() {
     esac
   done
   return 1
-}
-
-# Compose says which container failed; the reason is in its log.
-explain() {
-  for service in $(docker compose ps --all --format '{{.Service}} {{.State}} {{.ExitCode}} {{.Health}}' |
-    awk '($2 == "exited" && $3 != 0) || $2 == "restarting" || $4 == "unhealthy" {print $1}'); do
-    printf '\n==> The last lines of %s\n' "$service" >&2
-    docker logs --tail 60 "$(docker compose ps --all --quiet "$service")" >&2
-  done
 }
 
 main

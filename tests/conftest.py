@@ -19,6 +19,9 @@ def _our_environment() -> None:
     """A user's own settings must not lead a test to the user's own stack."""
     for key in settings_of(PROJECT / ".env.example"):
         os.environ.pop(key, None)
+    # Nor must the `make` that runs the tests be heard in those that they run.
+    for key in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+        os.environ.pop(key, None)
     # testcontainers' own reaper is an image of a registry's; our fixtures clean up themselves.
     os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
 

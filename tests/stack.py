@@ -7,13 +7,14 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg2
 import requests
+from psycopg2.extensions import connection
 from testcontainers.compose import DockerCompose
 
 PROJECT = Path(__file__).parent.parent
@@ -150,12 +151,9 @@ class Stack:
         response.raise_for_status()
         return response.json() if response.content else None
 
-    def sql(self, query: str) -> list[tuple[Any, ...]]:
-        """A statement for the stack's Postgres, at its container's address: no port is published.
-
-        Returns:
-            The rows, none for a statement that has none; it is committed.
-        """
+    @contextlib.contextmanager
+    def database(self) -> Iterator[connection]:
+        """A connection to the stack's Postgres, by its container's address: it has no port here."""
         container = docker(
             "compose", "--project-name", self.project, "ps", "--quiet", "postgres"
         ).strip()
@@ -163,15 +161,24 @@ class Stack:
             docker("inspect", "--format", "{{json .NetworkSettings.Networks}}", container)
         )
         password = settings_of(self.folder / ".env")["POSTGRES_PASSWORD"]
-        connection = psycopg2.connect(
+        opened = psycopg2.connect(
             host=networks[f"{self.project}_backend"]["IPAddress"],
             dbname="prefect",
             user="prefect",
             password=password,
             connect_timeout=10,
         )
-        connection.autocommit = True  # VACUUM runs in no transaction
-        with contextlib.closing(connection), connection.cursor() as cursor:
+        with contextlib.closing(opened):
+            yield opened
+
+    def sql(self, query: str) -> list[tuple[Any, ...]]:
+        """A statement for the stack's Postgres.
+
+        Returns:
+            The rows, none for a statement that has none; it is committed.
+        """
+        with self.database() as database, database.cursor() as cursor:
+            database.autocommit = True  # VACUUM runs in no transaction
             cursor.execute(query)
             return cursor.fetchall() if cursor.description else []
 

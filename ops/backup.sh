@@ -1,0 +1,16 @@
+#!/bin/sh
+# Writes a backup of the running stack to backups/; its path is the last line. See ops/archive.sh.
+set -eu
+cd "$(dirname "$0")/.."
+. setup/lib.sh
+
+require_env
+[ "$(docker compose ps --format '{{.State}}' postgres)" = running ] ||
+  die "stack" "running" "its database is not" "make up, then: make backup"
+backups_folder
+# In the same container and by the same script as the daily ones.
+name=$(docker compose --progress quiet run --rm --no-TTY --no-deps ${BACKUP_PASSPHRASE:+--env BACKUP_PASSPHRASE} \
+  backup once </dev/null)
+[ "${name%.enc}" != "$name" ] ||
+  say "Not encrypted, and it holds the stack's secrets: keep it private, or set BACKUP_PASSPHRASE in .env." >&2
+say "backups/$name"

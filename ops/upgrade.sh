@@ -1,0 +1,130 @@
+#!/bin/sh
+# [FLOW=flow/deployment] upgrade.sh: after a `git pull`, from the version that runs to the one in this
+# folder: build, backup, migrate, start, verify by a run of FLOW. What fails, or Ctrl-C, leads back to
+# the images, the Compose file and the database of before.
+set -eu
+cd "$(dirname "$0")/.."
+. setup/lib.sh
+. ops/database.sh
+
+LOG=backups/upgrade.log
+FLOW=${FLOW:-suggest-activity/daily}
+doing=    # in the words of "… failed"
+switched= # images and containers may be the new ones
+migrated= # the database may be
+backup=
+
+main() {
+  require_server
+  trap leave EXIT
+  trap 'exit 130' INT TERM
+  running=$(running_images)
+  doing="looking at this machine"
+  setup/preflight.sh
+  doing="building"
+  retag running previous
+  setup/images.sh
+  if [ "$(built_images)" = "$running" ]; then
+    step "Nothing new was built"
+    doing="starting"
+    # shellcheck disable=SC2119  # all services
+    start
+    doing="verifying"
+    settled
+    doing=
+    say "Up to date."
+    return
+  fi
+  # Until the workers have stopped, flow runs are of the old version.
+  retag local next
+  retag previous local
+
+  step "Backup"
+  doing="the backup"
+  switched=1
+  stop_workers
+  backup=$(ops/backup.sh)
+  ok "$backup"
+
+  step "Migrating and starting the new version"
+  doing="migrating and starting"
+  docker compose --progress quiet stop server # the migration is alone with the database
+  migrated=1
+  retag next local
+  # shellcheck disable=SC2119  # all services
+  start
+
+  step "Verifying: a run of $FLOW, and the schedules"
+  doing="the run of $FLOW"
+  FLOW=$FLOW PARAMS='' ops/run.sh
+  doing="verifying"
+  settled
+  doing=
+  untag next
+  step "Upgraded"
+  say "The backup of before is $backup; the images of before are tagged \"previous\"."
+}
+
+# running_images: what the containers are made of, a line each: name id.
+running_images() {
+  docker compose ps --quiet | xargs docker inspect --format '{{.Config.Image}} {{.Image}}' |
+    grep ':local ' | sort -u
+}
+
+names() { printf '%s\n' "$running" | sed 's/:local .*//'; }
+
+# built_images: the same images as they were last built.
+built_images() {
+  for name in $(names); do docker image inspect --format "$name:local {{.Id}}" "$name:local"; done
+}
+
+# retag FROM TO: gives each image that has the tag FROM (running: which is in use) the tag TO.
+retag() {
+  printf '%s\n' "$running" | while read -r name id; do
+    name=${name%:local}
+    [ "$1" = running ] || id=$name:$1
+    docker tag "$id" "$name:$2"
+  done
+}
+
+untag() { for name in $(names); do docker image rm "$name:$1" >/dev/null 2>&1 || true; done; }
+
+leave() {
+  code=$?
+  trap '' INT TERM
+  if [ -n "$doing" ]; then
+    [ "$code" != 0 ] || code=1
+    docker compose logs --no-color --timestamps >"$LOG" 2>&1 || true
+    printf '\n==> %s failed\n' "$doing" >&2
+    go_back || {
+      problem "the way back" "the old version running" "the error above" \
+        "mend it, then: make down; make restore FILE=${backup:-a backup}"
+    }
+  fi
+  exit "$code"
+}
+
+# go_back: what the containers said is in the log by now.
+go_back() {
+  retag previous local
+  untag next
+  if [ -n "$switched" ]; then
+    step "Going back to the old version" >&2
+    [ ! -e .running.yml ] || export COMPOSE_FILE=.running.yml
+    docker compose --progress quiet stop worker fork-worker server || return 1
+    if [ -n "$migrated" ]; then restore_database || return 1; fi
+    # shellcheck disable=SC2119  # all services
+    start && settled || return 1
+  fi
+  problem "make upgrade" "every step to work" "$doing failed" "see above and $LOG, mend it, then: make upgrade"
+  say "The old version runs, with its data. make up and make deploy would build the new one: to stay" \
+    "with the old, go back to its files." >&2
+}
+
+restore_database() (
+  work=$(mktemp -d backups/.restore.XXXXXX) || return 1
+  trap 'rm -rf "$work"' EXIT
+  unpack "$backup" "$work" && start postgres && load "$work" && swap ""
+)
+
+main
