@@ -1,6 +1,8 @@
 .DEFAULT_GOAL := help
 export FLOW ?= suggest-activity/daily
 export TO
+export FILE
+export REPLAY
 override export PARAMS := $(value PARAMS)
 
 help: ## This list
@@ -28,6 +30,15 @@ run: ## Run a deployment now and show its logs: make run FLOW=cat-fact/on-demand
 data: ## List the files that flows wrote; make data TO=folder copies them out
 	@ops/data.sh
 
+backup: ## Write a backup of the running stack to backups/: its path is the last line
+	@ops/backup.sh
+
+restore: engine ## Bring a stopped stack, or a new machine, to a backup: make restore FILE=backups/…
+	@ops/restore.sh
+
+upgrade: ## After a git pull: backup, build, migrate, verify; back to the old version if that fails
+	@ops/upgrade.sh
+
 status: ## Is everything right? Services, worker, last runs, next runs
 	@ops/status.sh
 
@@ -43,9 +54,13 @@ images: engine ## Build or pull every image
 venv: ## .venv with uv, tests and linters (activate it, or: .venv/bin/uv run …)
 	@setup/venv.sh .venv
 
-test: engine venv ## Every test, on a stack of its own
+test: engine venv ## Every test, on stacks of their own
 	@setup/base-images.sh
-	@.venv/bin/pytest
+	@.venv/bin/pytest --numprocesses 2 --dist loadfile
+
+chaos: engine venv ## Every fault three times, in 25 minutes; FAULT=server some, SOAK=60 (minutes) at random
+	@setup/base-images.sh
+	@.venv/bin/pytest -m chaos -s tests/faults/test_chaos.py
 
 bench: engine ## Measure this stack beside stock Prefect and a bare container, in 15 minutes
 	@setup/venv.sh .venv --group bench
@@ -62,4 +77,4 @@ lint: engine venv ## ruff, mypy, shellcheck, hadolint, yamllint, uv.lock, the Co
 	.venv/bin/uv lock --check --quiet
 	docker compose --env-file .env.example config --quiet
 
-.PHONY: help try up down destroy deploy run data status logs engine images venv test bench lint
+.PHONY: help try up down destroy deploy run data backup restore upgrade status logs engine images venv test chaos bench lint
