@@ -6,7 +6,7 @@ import time
 from bench.machine import Machine, timed
 from bench.meter import rates
 from bench.runs import completed, create, drained, ended, late
-from bench.stacks import FORK_WORKER, SERVICES, BenchStack
+from bench.stacks import BenchStack
 
 LATE = "lateness, one at a time"
 EARLY = "early runs, one at a time"
@@ -33,11 +33,10 @@ def idle(machine: Machine) -> None:
     time.sleep(machine.sizes.idle)
     machine.idle = rates(before, machine.read())
     for stack in (*machine.stacks, machine.fork):
-        services = SERVICES if stack.side != "fork" else (FORK_WORKER,)
-        cores = {name: machine.idle[stack.part(name)] for name in services}
+        cores = {name: machine.idle[stack.part(name)] for name in stack.services}
         memory = {
             name: machine.groups.memory(machine.watched[stack.part(name)]) / MIB
-            for name in services
+            for name in stack.services
         }
         for what, unit, found in (("CPU", "cores", cores), ("memory", "MiB", memory)):
             machine.figures.add(f"idle {what}", unit, stack.side, sum(found.values()))

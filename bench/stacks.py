@@ -73,7 +73,7 @@ class BenchStack(Stack):
         super().__init__(folder, f"bench-{side}-{token}")
         self.group = group_name(self.project)
         self.deployment_name = DEPLOYMENT
-        self.worker = "worker"
+        self.services: tuple[str, ...] = SERVICES  # the first one is the worker
         self._deployment_id = ""
         shutil.copy(PROJECT / "bench" / "bench_get.py", folder / "flows")
         project = yaml.safe_load((folder / "prefect.yaml").read_text())
@@ -100,7 +100,7 @@ class BenchStack(Stack):
     def forked(self) -> "BenchStack":
         """The same stack as the side ``fork``: its runs are in the fork pool."""
         fork = copy.copy(self)
-        fork.side, fork.deployment_name, fork.worker = "fork", FORKED, FORK_WORKER
+        fork.side, fork.deployment_name, fork.services = "fork", FORKED, (FORK_WORKER,)
         fork._deployment_id = ""
         return fork
 
@@ -120,7 +120,7 @@ class BenchStack(Stack):
     def parts(self, groups: Cgroups) -> dict[Part, PurePosixPath]:
         """The control groups of the services, as they run now."""
         found = {}
-        for service in SERVICES if self.side != "fork" else (FORK_WORKER,):
+        for service in self.services:
             name = self.compose_container(service)
             pid = int(docker("inspect", "--format", "{{.State.Pid}}", name))
             found[self.side, service] = group_of(groups, pid)
@@ -141,7 +141,7 @@ class BenchStack(Stack):
 
     def prefetch(self) -> float:
         """How many seconds ahead of their time the worker takes runs, as it was told to."""
-        worker = self.compose_container(self.worker)
+        worker = self.compose_container(self.services[0])
         config = json.loads(docker("inspect", "--format", "{{json .Config}}", worker))
         words = [*config["Cmd"], *(f"--{entry}" for entry in config["Env"])]
         return prefetch_in(words)
