@@ -9,8 +9,11 @@ require_env
   die "stack" "running" "its database is not" "make up, then: make backup"
 backups_folder
 # In the same container and by the same script as the daily ones.
-name=$(docker compose --progress quiet run --rm --no-TTY --no-deps ${BACKUP_PASSPHRASE:+--env BACKUP_PASSPHRASE} \
-  backup once </dev/null)
+container=$(setting COMPOSE_PROJECT_NAME)-backup-$$
+# Compose, itself interrupted, doesn't always pass that on.
+trap 'docker stop "$container" >/dev/null 2>&1; docker rm --force "$container" >/dev/null 2>&1; exit 130' INT TERM
+name=$(docker compose --progress quiet run --rm --no-TTY --no-deps --name "$container" \
+  ${BACKUP_PASSPHRASE:+--env BACKUP_PASSPHRASE} backup once </dev/null)
 [ "${name%.enc}" != "$name" ] ||
   say "Not encrypted, and it holds the stack's secrets: keep it private, or set BACKUP_PASSPHRASE in .env." >&2
 say "backups/$name"

@@ -1,11 +1,14 @@
 """Failures reach a person: a real HTTP receiver on the flows' network stands for theirs."""
 
+import contextlib
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from testcontainers.core.container import DockerContainer
 
 from tests.stack import Stack, docker, eventually
@@ -92,6 +95,19 @@ def send_to(stack: Stack, env: Path, url: str) -> None:
     assert automations(stack) == AUTOMATIONS
 
 
+def without_database(stack: Stack) -> None:
+    """For longer than the server takes to notice; what changes afterwards has to reach it still."""
+    stack.run("docker", "compose", "stop", "postgres")
+    time.sleep(20)
+    stack.run("docker", "compose", "start", "postgres")
+
+    def ready() -> Any:
+        with contextlib.suppress(requests.RequestException):
+            return stack.api("GET", "/ready")
+
+    eventually("a server that is ready", 60, ready)
+
+
 def test_who_is_told_of_what(
     stack: Stack, receiver: Receiver, env: Path, nobodys: str, tmp_path: Path
 ) -> None:
@@ -122,6 +138,7 @@ def test_who_is_told_of_what(
     assert receiver.told_of(crashed, "Crashed")["state"] == "Crashed"
     assert len(receiver.about(failed, "Failed")) == len(receiver.about(crashed, "Crashed")) == 1
 
+    without_database(stack)
     send_to(stack, env, f"http://{SLACK}:8000/slow")
     refused = "http://upstream:8000/api/fact?fault_status=404"
     runs = [stack.start(FACT, url=refused) for _ in range(2)]

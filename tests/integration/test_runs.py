@@ -289,6 +289,7 @@ def memory(stack: Stack, service: str) -> float:
     return float(used.removesuffix("MiB"))
 
 
+@pytest.mark.timeout(3600)
 def test_many_forked_runs_with_one_in_ten_ending_otherwise(quiet: Stack) -> None:
     """Every state right and nothing left, memory included. FORK_RUNS=2000 takes a quarter hour."""
     rest = int(os.environ.get("FORK_RUNS", "60"))
