@@ -78,6 +78,26 @@ def test_a_preload_that_is_wrong(flows: Path, preload: str, expected: str) -> No
             found.start()
 
 
+@pytest.mark.parametrize(
+    ("name", "loaded"), [("xml.dom", True), ("fork_threaded", False), ("fork_nowhere", False)]
+)
+def test_what_is_shared_starts_no_threads(flows: Path, name: str, loaded: bool) -> None:
+    code = (
+        "import os, sys; from prefect_fork.preload import *;"
+        "before = dict(os.environ); load_shared(sys.argv[1:]); assert os.environ == before;"
+        "assert threads() == 1; print(sys.argv[1] in sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, name],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, str(loaded)), done.stderr
+
+
 def test_descendants_end_with_a_run() -> None:
     """Those that left its session, too."""
     code = (

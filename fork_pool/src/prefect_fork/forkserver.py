@@ -14,14 +14,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing import forkserver, reduction, resource_tracker
 from pathlib import Path
 from typing import Any
 
 from .child import Job, Look
 from .nursery import NursedForkServer, is_alive
-from .preload import MODULES
+from .preload import MODULES, changed
 
 # Where a nursery was begun, its end of the pipe.
 nursery: socket.socket | None = None
@@ -88,7 +87,7 @@ class ForkServers:
             preload: Modules, and folders of flows whose imports are meant, separated by commas.
             environment: What the runs' processes have in theirs, for what is read at import.
         """
-        self._preload = [entry for entry in preload.replace(",", " ").split() if entry]
+        self._preload = preload
         self._environment = environment
         self._excluded: set[str] = set()
         self._first_packages = self._packages()
@@ -152,11 +151,11 @@ class ForkServers:
             self._retire()
             self._reap()
             self._seen, self._forked = self._look(), 0
-            names = [name for name in self._names() if name not in self._excluded]
+            names = [name for name in modules(self._preload) if name not in self._excluded]
             self._server = self._begin(names)
             problems = self._problems()
             for name, found in problems.items():
-                if name in self._preload or name not in names:
+                if name in entries(self._preload) or name not in names:
                     self._retire()
                     raise PreloadError(
                         f"expected: to preload {name}\nfound:    {found}\n"
@@ -207,21 +206,9 @@ class ForkServers:
                 os.waitpid(pid, os.WNOHANG)
         self._old = [pid for pid in self._old if is_alive(pid)]
 
-    def _names(self) -> list[str]:
-        """The modules to load."""
-        names: dict[str, None] = {}
-        for entry in self._preload:
-            if os.sep in entry and not Path(entry).is_dir():
-                raise PreloadError(
-                    f"expected: a folder of flows to preload for\nfound:    none at {entry}\n"
-                    "next:     mend PREFECT_FORK_PRELOAD"
-                )
-            names.update(dict.fromkeys(imports(Path(entry)) if os.sep in entry else [entry]))
-        return list(names)
-
     def _look(self) -> object:
         """What changes with the flows and the packages: names and times of files."""
-        folders = [Path(entry) for entry in self._preload if os.sep in entry]
+        folders = [Path(entry) for entry in entries(self._preload) if os.sep in entry]
         files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
         return [self._packages(), [(file, file.stat().st_mtime_ns) for file in files]]
 
@@ -230,6 +217,28 @@ class ForkServers:
         """What changes with the packages alone."""
         folders = [Path(entry) for entry in sys.path if Path(entry).is_dir()]
         return [(folder, folder.stat().st_mtime_ns) for folder in folders]
+
+
+def entries(preload: str) -> list[str]:
+    """What PREFECT_FORK_PRELOAD names: modules, and folders of flows."""
+    return preload.replace(",", " ").split()
+
+
+def modules(preload: str) -> list[str]:
+    """The modules to load.
+
+    Raises:
+        PreloadError: A folder isn't there.
+    """
+    names: dict[str, None] = {}
+    for entry in entries(preload):
+        if os.sep in entry and not Path(entry).is_dir():
+            raise PreloadError(
+                f"expected: a folder of flows to preload for\nfound:    none at {entry}\n"
+                "next:     mend PREFECT_FORK_PRELOAD"
+            )
+        names.update(dict.fromkeys(imports(Path(entry)) if os.sep in entry else [entry]))
+    return list(names)
 
 
 def imports(folder: Path) -> Iterator[str]:
@@ -247,18 +256,3 @@ def imports(folder: Path) -> Iterator[str]:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names = [node.module]
             yield from (name for name in names if name.split(".")[0] not in own)
-
-
-@contextmanager
-def changed(variables: dict[str, str]) -> Iterator[None]:
-    """Has these variables in this process's environment, for a process that inherits it."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name in variables:
-            if name in before:
-                os.environ[name] = before[name]
-            else:
-                del os.environ[name]

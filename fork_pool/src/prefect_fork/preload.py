@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from .execute.__main__ import SIGNALS
 
@@ -33,15 +33,31 @@ problems: dict[str, str] = {}
 def load(names: list[str]) -> None:
     """Imports modules, until one has spoilt this process for forking."""
     # Its threads are no use to short flows, and would be lost to a forked one.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except BaseException as error:  # SystemExit, too: this process has to stay
-            problems[name] = f"{type(error).__name__}: {error}"
-        if threads() > 1:
-            problems[name] = "it starts threads when it is imported, and they don't survive a fork"
-            return
+    with changed({"OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1")}):
+        for name in names:
+            try:
+                importlib.import_module(name)
+            except BaseException as error:  # SystemExit, too: this process has to stay
+                problems[name] = f"{type(error).__name__}: {error}"
+            if threads() > 1:
+                problems[name] = (
+                    "it starts threads when it is imported, and they don't survive a fork"
+                )
+                return
+
+
+def load_shared(names: list[str]) -> None:
+    """Imports modules before anything is forked, if a trial has shown that they can be.
+
+    Else it is left to the forkservers, which say why. (One that imports writes to what it shares,
+    and so needs a copy of its own.)
+    """
+    child = os.fork()
+    if child == 0:
+        load(names)
+        os._exit(1 if problems else 0)
+    if os.waitpid(child, 0)[1] == 0:
+        load(names)
 
 
 def adopt_environment(environment: Mapping[str, str]) -> None:
@@ -56,6 +72,21 @@ def adopt_environment(environment: Mapping[str, str]) -> None:
 
         refresh_global_settings_context()
         setup_logging(incremental=False)
+
+
+@contextlib.contextmanager
+def changed(variables: dict[str, str]) -> Iterator[None]:
+    """Has these variables in this process's environment, for a process that inherits it."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
 
 
 def prefect_variables() -> dict[str, str]:
