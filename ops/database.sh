@@ -35,7 +35,8 @@ SQL
 swap() {
   drop prefect_before || return 1
   password=${1:+"ALTER ROLE prefect PASSWORD '$1';"}
-  sql <<SQL || return 1
+  sql >/dev/null <<SQL || return 1
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = 'prefect';
 BEGIN;
 ALTER DATABASE prefect RENAME TO prefect_before;
 ALTER DATABASE prefect_beside RENAME TO prefect;

@@ -1,7 +1,8 @@
 """What `make restore` asks of Prefect: to run nothing twice, and to tell what is there.
 
 ``settle CREATED [REPLAY]`` runs before any worker does, on a server of its own without services: a
-run that may have gone on after the backup is given a final state. ``tell`` says what there is.
+run that may have gone on after the backup is given a final state. ``skip RUN…`` does so for what
+a failed upgrade's new version had begun. ``tell`` says what there is.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
@@ -22,6 +24,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.states import Cancelled, Crashed, Scheduled
 
@@ -50,6 +53,9 @@ async def settle(created: str, replay: bool) -> None:
     async with server(), get_client() as client:
         for run in await open_runs(client):
             if state := verdict(run, now, created, replay):
+                if run.empirical_policy.retry_type:  # a retry would be for the process it had
+                    run.empirical_policy.retry_type = None
+                    await client.update_flow_run(run.id, empirical_policy=run.empirical_policy)
                 await client.set_flow_run_state(run.id, state, force=True)
                 told[state.name or ""] += 1
         await free_slots(client)
@@ -57,6 +63,18 @@ async def settle(created: str, replay: bool) -> None:
         print(f"  ok    runs that were open in the backup and are {name} now: {count}")
     if not told:
         print("  ok    open runs are as they were")
+
+
+async def skip(runs: list[str]) -> None:
+    """Cancels those of these runs that haven't ended: what an upgrade's new version had begun."""
+    async with server(), get_client() as client:
+        for run_id in runs:
+            with contextlib.suppress(ObjectNotFound):
+                run = await client.read_flow_run(UUID(run_id))
+                if run.state and not run.state.is_final():
+                    message = "The version whose upgrade failed had begun it."
+                    state: State = Cancelled(name="Skipped", message=message)
+                    await client.set_flow_run_state(run.id, state, force=True)
 
 
 def verdict(run: FlowRun, now: datetime, created: str, replay: bool) -> State | None:
@@ -184,5 +202,7 @@ async def counted(client: PrefectClient, what: str) -> int:
 if __name__ == "__main__":
     if sys.argv[1] == "settle":
         asyncio.run(settle(sys.argv[2], replay=sys.argv[3:] == ["1"]))
+    elif sys.argv[1] == "skip":
+        asyncio.run(skip(sys.argv[2:]))
     else:
         asyncio.run(tell())

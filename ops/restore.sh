@@ -14,6 +14,7 @@ FILE=${FILE:-}
 AGAIN="make restore FILE=$FILE"
 work=
 new_env=    # .env was not there
+new_secrets= # nor .secrets
 touched=    # containers and volumes may be there that were not
 volumes=    # those that were
 unfinished= # the swap has begun
@@ -29,6 +30,7 @@ main() {
   step "Looking at $FILE"
   backups_folder
   setup/base-images.sh
+  rm -rf backups/.restore.* # what a power cut left
   work=$(mktemp -d backups/.restore.XXXXXX)
   unpack "$FILE" "$work"
   created=$(value_in "$work/manifest" created)
@@ -72,6 +74,7 @@ main() {
   swap "$(value_in "$work/env.new" POSTGRES_PASSWORD)"
   [ -n "$new_env" ] || cp .env .env.before-restore
   new_env=
+  new_secrets=
   mv "$work/env.new" .env
   setup/env.sh
   # Of slots that runs of the replaced database hold: all are free in this one.
@@ -120,6 +123,7 @@ first_env() {
     [ -z "$value" ] || export "$key=$value"
   done
   refuse_running
+  [ -e .secrets ] || new_secrets=1
   new_env=1
   setup/env.sh
 }
@@ -153,13 +157,14 @@ leave() {
     printf '\nNothing was restored; what there was is as it was.\n' >&2
     drop prefect_beside || true
     docker compose --progress quiet run --rm --no-TTY --no-deps deploy rm -rf /data/.beside </dev/null || true
-    docker compose --progress quiet --profile backup down --remove-orphans >/dev/null 2>&1
+    docker compose --progress quiet --profile backup down --remove-orphans >/dev/null 2>&1 || true
     list_volumes | while read -r volume; do
       printf '%s\n' "$volumes" | grep -Fqx "$volume" || docker volume rm "$volume" >/dev/null
     done
   fi
   [ -z "$unfinished" ] || printf '\nHalf-way through; once the cause above is mended: %s\n' "$AGAIN" >&2
-  [ -z "$new_env" ] || rm -rf .env .secrets
+  [ -z "$new_env" ] || rm -f .env
+  [ -z "$new_secrets" ] || rm -rf .secrets
   [ -z "$work" ] || rm -rf "$work"
   exit "$code"
 }

@@ -24,7 +24,7 @@ main() {
   doing="building"
   retag running previous
   setup/images.sh
-  if [ "$(built_images)" = "$running" ]; then
+  if [ "$(built_images)" = "$running" ] && same_services; then
     step "Nothing new was built"
     doing="starting"
     # shellcheck disable=SC2119  # all services
@@ -71,6 +71,9 @@ running_images() {
     grep ':local ' | sort -u
 }
 
+# Is docker-compose.yml the one that was last started, as far as anybody knows?
+same_services() { [ ! -e .running.yml ] || cmp -s docker-compose.yml .running.yml; }
+
 names() { printf '%s\n' "$running" | sed 's/:local .*//'; }
 
 # built_images: the same images as they were last built.
@@ -106,12 +109,14 @@ leave() {
 
 # go_back: what the containers said is in the log by now.
 go_back() {
-  retag previous local
+  retag running local
   untag next
   if [ -n "$switched" ]; then
     step "Going back to the old version" >&2
     [ ! -e .running.yml ] || export COMPOSE_FILE=.running.yml
-    docker compose --progress quiet stop worker fork-worker server || return 1
+    stop_workers || return 1
+    # All that may be using the database, what an interrupted start left running, too.
+    docker compose --progress quiet --profile backup stop deploy server migrate backup || return 1
     if [ -n "$migrated" ]; then restore_database || return 1; fi
     # shellcheck disable=SC2119  # all services
     start && settled || return 1
@@ -122,9 +127,19 @@ go_back() {
 }
 
 restore_database() (
+  rm -rf backups/.restore.* # what a power cut left
   work=$(mktemp -d backups/.restore.XXXXXX) || return 1
   trap 'rm -rf "$work"' EXIT
-  unpack "$backup" "$work" && start postgres && load "$work" && swap ""
+  unpack "$backup" "$work" && start postgres && load "$work" && skip_begun "$(value_in "$work/manifest" created)" && swap ""
 )
+
+# skip_begun SINCE: what the new version's workers have begun meanwhile isn't begun again.
+skip_begun() {
+  begun=$(echo "SELECT id FROM flow_run WHERE start_time >= '$1'" | sql --dbname=prefect) || return 1
+  # This folder's ops/, which the old image needn't have.
+  # shellcheck disable=SC2086  # an id a word
+  [ -z "$begun" ] || beside --env PREFECT_API_URL=http://127.0.0.1:4200/api \
+    --volume "$PWD/ops:/app/ops:ro" server python -m ops.restore skip $begun
+}
 
 main

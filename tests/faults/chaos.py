@@ -823,7 +823,7 @@ def restart_engine(stack: Stack) -> None:
     else:
         engine = int(Path("/var/run/docker.pid").read_text())
         os.kill(engine, signal.SIGTERM)
-        eventually("the engine's end", 60, lambda: not Path(f"/proc/{engine}").exists() or None)
+        eventually("the engine's end", 90, lambda: not Path(f"/proc/{engine}").exists() or None)
     stack.make("engine")
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import tarfile
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -354,3 +355,11 @@ def test_interrupted_or_refused_it_leaves_everything_as_it_was(stack: Stack) -> 
     stack.run("docker", "compose", "up", "--detach", "--wait", "postgres")
     assert stack.sql("SELECT datname FROM pg_database WHERE datname LIKE 'prefect_%'") == []
     assert stack.sql("SELECT count(*) FROM flow_run WHERE state_type = 'COMPLETED'") >= [(count,)]
+
+    # What an upgrade's new version had begun isn't begun again by the old one.
+    [[begun]] = stack.sql("SELECT id::text FROM flow_run WHERE state_type = 'SCHEDULED' LIMIT 1")
+    url = ("--env", "PREFECT_API_URL=http://127.0.0.1:4200/api")
+    skip = ("python", "-m", "ops.restore", "skip", begun, str(uuid.uuid4()))
+    done = stack.run("docker", "compose", "run", "--rm", "--no-deps", *url, "server", *skip)
+    assert done.returncode == 0, done.stdout
+    assert stack.sql(f"SELECT state_name FROM flow_run WHERE id = '{begun}'") == [("Skipped",)]  # noqa: S608

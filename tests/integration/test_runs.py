@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -115,6 +116,22 @@ def test_a_run_whose_process_dies(probes: Stack, how: str, status: str) -> None:
     assert f"status code: {status}." in ended["state"]["message"]
     probes.said(run, HOOK)
     probes.cleared(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "job"),
+    [
+        ("probe/test", {"image": "nowhere:1", "image_pull_policy": "Never"}),
+        ("probe/forked", {"working_dir": "/nowhere"}),
+    ],
+)
+def test_a_run_that_cannot_begin(probes: Stack, name: str, job: dict[str, Any]) -> None:
+    """It has crashed, once: another process would, too."""
+    run = probes.start(name, job)
+    assert probes.finished(run, 60)["state_type"] == "CRASHED"
+    time.sleep(5)
+    assert states(probes, run).count("Pending") == 1
+    assert probes.api("GET", f"/flow_runs/{run}")["state_type"] == "CRASHED"
 
 
 def test_a_run_whose_container_is_stopped(probes: Stack) -> None:

@@ -24,15 +24,21 @@ from prefect.states import Late, Pending
 from prefect.utilities.engine import propose_state
 from prefect.workers.base import BaseWorker
 
-from .settle import age, is_late, is_open, open_runs, retry_crashed, settle
+from .settle import (
+    LOST_SECONDS,
+    age,
+    is_late,
+    is_open,
+    open_runs,
+    retry_crashed,
+    settle,
+    taken_by,
+)
 
 # How long after a lost connection the events are asked for again.
 RECONNECT_SECONDS = 5
 # How often a worker looks for what no event tells, or one that was lost.
 LOOK_SECONDS = 20
-# A run has lost its process if for so long none was seen. A worker whose network is cut for a
-# minute is back by then: its heartbeats are 20 s apart, and the server waits for three of them.
-LOST_SECONDS = 35
 # A worker that has taken a run may need so long to make its process.
 START_SECONDS = 45
 # The server itself may have been away, and nobody's heartbeat heard.
@@ -131,7 +137,9 @@ class FollowsEvents(Worker):
         What can't be told now is found later. An error would end the worker and all its runs.
         """
         try:
-            if not is_open(await self.client.read_flow_run(flow_run.id)):
+            found = await self.client.read_flow_run(flow_run.id)
+            is_anothers = taken_by(found) != taken_by(flow_run)
+            if not is_open(found) or (found.state_type == StateType.PENDING and is_anothers):
                 return
         except Exception as error:
             logger.warning("Flow run %s could not be settled: %s", flow_run.name, error)

@@ -34,6 +34,10 @@ AGAIN = "Its flow hadn't begun; it is started again."
 LATE_SECONDS = 30
 # For so long after its end a crashed run is looked at, should nobody have been there to see it.
 RETRY_HOURS = 1
+# A run has lost its process if for so long none was seen. A worker whose network is cut for a
+# minute is back by then: its heartbeats are 20 s apart, and the server waits for three of them.
+LOST_SECONDS = 35
+PAGE = 200  # the server's own limit
 # The state in which a worker took the run that a process is for: see `is_ours`.
 TAKEN_BY = "PREFECT__FLOW_RUN_TAKEN_BY"
 
@@ -51,7 +55,7 @@ logger = get_logger("prefect_fork")
 
 
 async def open_runs(client: PrefectClient, work_pool: str) -> list[FlowRun]:
-    """The work pool's runs that were taken and haven't ended, the suspended, too; up to 200."""
+    """The work pool's runs that were taken and haven't ended, the suspended, too."""
     return await _runs(client, work_pool, FlowRunFilter(state=OPEN))
 
 
@@ -66,8 +70,16 @@ async def settle(client: PrefectClient, run_id: UUID, why: str) -> None:
         return
     logger.warning("Flow run %s: %s", run.name, why)
     if not (state.is_pending() and await start_again(client, run, why)):
+        await leave_process(client, run)
         await client.set_flow_run_state(run_id, Crashed(message=why), force=True)
         await crash_subflows(client, run_id)
+
+
+async def leave_process(client: PrefectClient, run: FlowRun) -> None:
+    """Has a later retry be for any process to take: the one that it was for is gone."""
+    if run.empirical_policy.retry_type == "in_process":
+        run.empirical_policy.retry_type = None
+        await client.update_flow_run(run.id, empirical_policy=run.empirical_policy)
 
 
 async def crash_subflows(client: PrefectClient, run_id: UUID) -> None:
@@ -106,13 +118,17 @@ async def hand_back(client: PrefectClient, run: FlowRun, why: str | None = None)
 async def retry_crashed(client: PrefectClient, work_pool: str) -> None:
     """Has crashed runs tried again whose flows have retries left; Prefect does so for failed ones.
 
+    One whose flow never began has crashed for what it is made of, and would again.
     (The rule for failed runs is `RetryFailedFlows` of the server's core policy.)
     """
     since = datetime.now(UTC) - timedelta(hours=RETRY_HOURS)
     lately = FlowRunFilterEndTime(after_=since)
     for run in await _runs(client, work_pool, FlowRunFilter(state=CRASHED, end_time=lately)):
         policy = run.empirical_policy
-        if run.state is None or run.run_count > (policy.retries or 0):
+        if run.state is None or not 0 < run.run_count <= (policy.retries or 0):
+            continue
+        now = await client.read_flow_run(run.id)
+        if taken_by(now) != taken_by(run):  # another worker was quicker
             continue
         when = datetime.now(UTC) + timedelta(seconds=policy.retry_delay or 0)
         again: State[object] = AwaitingRetry(scheduled_time=when, message=run.state.message)
@@ -158,8 +174,15 @@ def is_ours(run: FlowRun) -> bool:
 
 
 async def _runs(client: PrefectClient, work_pool: str, flow_runs: FlowRunFilter) -> list[FlowRun]:
-    return await client.read_flow_runs(
+    found: list[FlowRun] = []
+    while page := await client.read_flow_runs(
         flow_run_filter=flow_runs,
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[work_pool])),
         sort=FlowRunSort.EXPECTED_START_TIME_ASC,
-    )
+        limit=PAGE,
+        offset=len(found),
+    ):
+        found += page
+        if len(page) < PAGE:
+            break
+    return found

@@ -30,14 +30,15 @@ from prefect.workers.base import (
 from pydantic import Field
 
 from .child import Job
-from .events import FollowsEvents
+from .events import GOODBYE_SECONDS, FollowsEvents
 from .forkserver import Child, ForkServers, PreloadError
 from .settle import TAKEN_BY, hand_back, settle, taken_by
 
 MIB = 1 << 20
 # What a cancelled run has to end: 30 s for the flow's `finally`, and as many for hooks.
 END_SECONDS = 60
-# What the runs have to end when the worker is stopped, and then, told to, to say so.
+# What the runs have to end when the worker is stopped, and then, told to, to say so. With what
+# the worker itself may say, it is within the service's stop_grace_period.
 GRACE_SECONDS, LAST_SECONDS = 30, 10
 
 
@@ -222,7 +223,7 @@ class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, Any, ForkWorker
 
     async def _let_end(self) -> None:
         """Ends all runs: at once those that wait for their time, after a while the others."""
-        with anyio.move_on_after(LAST_SECONDS):  # the server may be away
+        with anyio.move_on_after(GOODBYE_SECONDS):  # the server may be away
             while self._submitting_flow_run_ids:
                 await asyncio.sleep(0.1)
         now = datetime.now(UTC).timestamp()
@@ -234,7 +235,7 @@ class ForkWorker(FollowsEvents, BaseWorker[ForkJobConfiguration, Any, ForkWorker
         killed = dict(self._children)
         for child, _ in killed.values():
             end_group(child.pid, signal.SIGKILL)
-        with anyio.move_on_after(LAST_SECONDS):
+        with anyio.move_on_after(GOODBYE_SECONDS):
             async with get_client() as client:
                 for run in killed:
                     await settle(client, run, "Its worker was stopped, and it didn't end.")

@@ -40,7 +40,7 @@ from prefect.settings import (
 from prefect.states import Completed, Scheduled
 from prefect.utilities.engine import propose_state_sync
 
-from ..settle import is_ours
+from ..settle import LOST_SECONDS, is_ours
 from .__main__ import SIGNALS
 from .limits import end_limits_with_flows
 from .workspace import prepare
@@ -165,6 +165,7 @@ class ScheduledTime(PrefectFuture[None]):
         """Takes the time from the state that the worker found the run in."""
         self._flow_run = flow_run
         self._time = flow_run.state.state_details.scheduled_time if flow_run.state else None
+        self._known = time.monotonic()
 
     @property
     def task_run_id(self) -> UUID:
@@ -183,21 +184,31 @@ class ScheduledTime(PrefectFuture[None]):
             Abort: The container was stopped before; the run is handed back for another one. Or it
                 was thought lost, and another one has the run already.
         """
-        if not is_ours(self._flow_run):
-            raise Abort("Thought lost, and started again elsewhere")
+        self._look()
         if self._time is None:
             return
         try:
             # Not in one go: the clock may be set meanwhile.
             while (seconds := self._time.timestamp() - time.time()) > 0:
                 time.sleep(min(seconds, 1))
+            self._look()
         except TerminationSignal:
             if control_listener.get_intent() is not None:
                 raise
+            self._look()
             again: State[Any] = Scheduled(scheduled_time=self._time)
             with get_client(sync_client=True) as client:
                 propose_state_sync(client, again, flow_run_id=self._flow_run.id)
             raise Abort("Stopped before its time, and handed back") from None
+
+    def _look(self) -> None:
+        """Ends this process if the run is no longer its own, as it is not after a long freeze."""
+        if time.monotonic() - self._known > LOST_SECONDS:
+            with get_client(sync_client=True) as client:
+                self._flow_run = client.read_flow_run(self._flow_run.id)
+            self._known = time.monotonic()
+        if not is_ours(self._flow_run):
+            raise Abort("Thought lost, and started again elsewhere")
 
     def result(self, timeout: float | None = None, raise_on_failure: bool = True) -> None:
         """Nothing but the wait."""

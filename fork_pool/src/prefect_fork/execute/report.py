@@ -10,7 +10,14 @@ from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.runner._hook_runner import HookRunner
 from prefect.runner._state_proposer import StateProposer
 
-from ..settle import crash_subflows, hand_back, is_open, is_ours, start_again
+from ..settle import (
+    crash_subflows,
+    hand_back,
+    is_open,
+    is_ours,
+    leave_process,
+    start_again,
+)
 from .workspace import flow_run_id, prepare
 
 STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)
@@ -51,6 +58,7 @@ async def _report(code: int, why: str) -> bool:
         message += why or get_infrastructure_exit_info(code).explanation
         if flow_run.state.is_pending() and await start_again(client, flow_run, message):
             return True
+        await leave_process(client, flow_run)
         state = await proposer.propose_crashed(flow_run, message=message)
         await crash_subflows(client, flow_run.id)
         if state is not None:
