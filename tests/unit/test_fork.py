@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from prefect_fork.child import Look
-from prefect_fork.forkserver import ForkServers, PreloadError, imports
+from prefect_fork.forkserver import ForkServers, PreloadError, imports, modules
 from prefect_fork.worker import ForkWorker
 
 FLOW = "import json, neighbour\nfrom xml import dom\nfrom . import sibling\nimport {}\n"
@@ -47,6 +47,7 @@ def pid(found: ForkServers) -> int:
 
 def test_what_flows_import(flows: Path) -> None:
     assert set(imports(flows)) == {"json", "xml", "fork_threaded"}
+    assert set(modules(f"{flows}/, html,-xml")) == {"json", "fork_threaded", "html"}
 
 
 def test_forkservers_are_renewed_and_replaced(flows: Path, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ class ForkServers:
 
 
 def entries(preload: str) -> list[str]:
-    """What PREFECT_FORK_PRELOAD names: modules, and folders of flows."""
+    """What PREFECT_FORK_PRELOAD names: modules, folders of flows, and, after a -, what not to."""
     return preload.replace(",", " ").split()
 
 
@@ -231,14 +231,17 @@ def modules(preload: str) -> list[str]:
         PreloadError: A folder isn't there.
     """
     names: dict[str, None] = {}
+    excluded = {entry[1:] for entry in entries(preload) if entry.startswith("-")}
     for entry in entries(preload):
+        if entry.startswith("-"):
+            continue
         if os.sep in entry and not Path(entry).is_dir():
             raise PreloadError(
                 f"expected: a folder of flows to preload for\nfound:    none at {entry}\n"
                 "next:     mend PREFECT_FORK_PRELOAD"
             )
         names.update(dict.fromkeys(imports(Path(entry)) if os.sep in entry else [entry]))
-    return list(names)
+    return [name for name in names if name.split(".")[0] not in excluded]
 
 
 def imports(folder: Path) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 ``prefect worker start --pool fork-pool --type fork``, wherever this package is installed. What
 is to be loaded, PREFECT_FORK_PRELOAD says: modules, and folders of flows whose imports are meant (a
-name with a slash in it), separated by commas.
+name with a slash in it), separated by commas; a module after a - isn't.
 """
 
 import asyncio

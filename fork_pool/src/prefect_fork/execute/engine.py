@@ -42,7 +42,8 @@ from prefect.utilities.engine import propose_state_sync
 
 from ..settle import LOST_SECONDS, is_ours
 from .__main__ import SIGNALS
-from .limits import end_limits_with_flows
+from .completion import keep_what_is_done
+from .done import forget, noted_state
 from .workspace import prepare
 
 # Each of Prefect's clients, four in a run, reads the CAs anew, for 15 ms of CPU. Only they share:
@@ -77,7 +78,7 @@ def run() -> NoReturn:
         return run_flow(flow, flow_run=flow_run, wait_for=[ScheduledTime(flow_run)], **options)
 
     prefect.flow_engine.run_flow = run_flow_on_time  # type: ignore[assignment]
-    end_limits_with_flows()
+    keep_what_is_done()
     prefect.flow_engine.observe_flow_run_suspension = suspended_by_signal  # type: ignore
     sys.argv = ["prefect.engine"]
     # The module that `python -m prefect.engine` runs is, as a module, loaded already.
@@ -182,9 +183,14 @@ class ScheduledTime(PrefectFuture[None]):
 
         Raises:
             Abort: The container was stopped before; the run is handed back for another one. Or it
-                was thought lost, and another one has the run already.
+                was thought lost, and another one has the run already. Or there is nothing to do.
         """
         self._look()
+        if state := noted_state(self._flow_run.id):
+            with get_client(sync_client=True) as client:
+                propose_state_sync(client, state, flow_run_id=self._flow_run.id)
+            forget(self._flow_run.id)
+            raise Abort("Its flow had done its work before, only word of it was lost")
         if self._time is None:
             return
         try:

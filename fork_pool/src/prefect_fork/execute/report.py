@@ -9,6 +9,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.runner._hook_runner import HookRunner
 from prefect.runner._state_proposer import StateProposer
+from prefect.utilities.engine import propose_state
 
 from ..settle import (
     crash_subflows,
@@ -18,6 +19,7 @@ from ..settle import (
     leave_process,
     start_again,
 )
+from .done import forget, noted_state
 from .workspace import flow_run_id, prepare
 
 STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)
@@ -54,6 +56,10 @@ async def _report(code: int, why: str) -> bool:
         if flow_run.state.is_cancelling():
             await hooks.run_cancellation_hooks(flow_run, flow_run.state)
             return await proposer.propose_cancelled(flow_run, {"message": "Cancelled."})
+        if state := noted_state(flow_run.id):
+            await propose_state(client, state, flow_run_id=flow_run.id)
+            forget(flow_run.id)
+            return True
         message = f"Process exited with status code: {code}. "
         message += why or get_infrastructure_exit_info(code).explanation
         if flow_run.state.is_pending() and await start_again(client, flow_run, message):

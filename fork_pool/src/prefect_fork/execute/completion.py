@@ -1,7 +1,7 @@
-"""Has a flow's time limit, `timeout_seconds`, end with the flow.
+"""What holds from the moment when a flow has done its work: the server has yet to hear of it.
 
-Prefect counts the time that the server needs to hear of it, too: a flow that has done all its work
-is called timed out, and tried again, because the server was away.
+Prefect counts that against the flow's time limit, `timeout_seconds`, and would try a flow again
+that has done all its work, because the server was away. And it is noted: see `done`.
 """
 
 import functools
@@ -12,10 +12,11 @@ import anyio
 from prefect.client.schemas.objects import State
 from prefect.flow_engine import AsyncFlowRunEngine, FlowRunEngine
 
+from .done import noted
 from .workspace import flow_run_id
 
 
-def end_limits_with_flows() -> None:
+def keep_what_is_done() -> None:
     """Changes Prefect's engines."""
     FlowRunEngine.set_state = _set_state(FlowRunEngine.set_state)  # type: ignore
     AsyncFlowRunEngine.set_state = _async_set_state(AsyncFlowRunEngine.set_state)  # type: ignore
@@ -24,13 +25,23 @@ def end_limits_with_flows() -> None:
     )
 
 
+def is_done(engine: FlowRunEngine[Any, Any] | AsyncFlowRunEngine[Any, Any], state: State) -> bool:
+    """Is it this process's run that has completed, and not a subflow of it?
+
+    There is one timer, which a subflow's parent may need; and a subflow goes with its parent.
+    """
+    own = engine.flow_run is not None and engine.flow_run.id == flow_run_id()
+    return own and state.is_completed()
+
+
 def _set_state(stock: Any) -> Any:
     @functools.wraps(stock)
     def set_state(engine: FlowRunEngine[Any, Any], state: State, force: bool = False) -> Any:
-        # Only of this process's run: there is one timer, and a subflow's parent may need it.
-        if state.is_completed() and engine.flow_run and engine.flow_run.id == flow_run_id():
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        return stock(engine, state, force)
+        if not is_done(engine, state):
+            return stock(engine, state, force)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        with noted(flow_run_id(), state):
+            return stock(engine, state, force)
 
     return set_state
 
@@ -41,7 +52,10 @@ def _async_set_state(stock: Any) -> Any:
         engine: AsyncFlowRunEngine[Any, Any], state: State, force: bool = False
     ) -> Any:
         with anyio.CancelScope(shield=state.is_completed()):
-            return await stock(engine, state, force)
+            if not is_done(engine, state):
+                return await stock(engine, state, force)
+            with noted(flow_run_id(), state):
+                return await stock(engine, state, force)
 
     return set_state
 
