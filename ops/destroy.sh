@@ -12,5 +12,5 @@ docker compose --profile backup down --volumes --remove-orphans
 images=$(docker image ls --quiet --filter "label=com.docker.compose.project=$project" | sort -u)
 # shellcheck disable=SC2086  # an id a word
 [ -z "$images" ] || docker image rm --force $images >/dev/null
-rm -rf .secrets .running.yml
+rm -rf .secrets .running.yml .before.yml
 say "Nothing of \"$project\" is left but .env, your settings, backups/, and the base images that others may use."

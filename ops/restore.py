@@ -66,12 +66,13 @@ async def settle(created: str, replay: bool) -> None:
 
 
 async def skip(runs: list[str]) -> None:
-    """Cancels those of these runs that haven't ended: what an upgrade's new version had begun."""
+    """Cancels those of these runs that may go on: what an upgrade's new version had begun."""
     async with server(), get_client() as client:
         for run_id in runs:
             with contextlib.suppress(ObjectNotFound):
                 run = await client.read_flow_run(UUID(run_id))
-                if run.state and not run.state.is_final():
+                # A crashed one, the old version would retry.
+                if run.state and (not run.state.is_final() or run.state.name == "Crashed"):
                     message = "The version whose upgrade failed had begun it."
                     state: State = Cancelled(name="Skipped", message=message)
                     await client.set_flow_run_state(run.id, state, force=True)

@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 . ops/database.sh
 
 LOG=backups/upgrade.log
+BEFORE=.before.yml # the Compose file of the version to go back to
 FLOW=${FLOW:-suggest-activity/daily}
 doing=    # in the words of "… failed"
 switched= # images and containers may be the new ones
@@ -42,6 +43,8 @@ main() {
   step "Backup"
   doing="the backup"
   switched=1
+  rm -f "$BEFORE"
+  [ ! -e .running.yml ] || cp .running.yml "$BEFORE" # which a start replaces
   stop_workers
   backup=$(ops/backup.sh)
   ok "$backup"
@@ -61,6 +64,7 @@ main() {
   settled
   doing=
   untag next
+  rm -f "$BEFORE"
   step "Upgraded"
   say "The backup of before is $backup; the images of before are tagged \"previous\"."
 }
@@ -113,13 +117,14 @@ go_back() {
   untag next
   if [ -n "$switched" ]; then
     step "Going back to the old version" >&2
-    [ ! -e .running.yml ] || export COMPOSE_FILE=.running.yml
+    [ ! -e "$BEFORE" ] || export COMPOSE_FILE="$BEFORE"
     stop_workers || return 1
     # All that may be using the database, what an interrupted start left running, too.
     docker compose --progress quiet --profile backup stop deploy server migrate backup || return 1
     if [ -n "$migrated" ]; then restore_database || return 1; fi
     # shellcheck disable=SC2119  # all services
     start && settled || return 1
+    [ ! -e "$BEFORE" ] || mv "$BEFORE" .running.yml
   fi
   problem "make upgrade" "every step to work" "$doing failed" "see above and $LOG, mend it, then: make upgrade"
   say "The old version runs, with its data. make up and make deploy would build the new one: to stay" \
@@ -135,7 +140,8 @@ restore_database() (
 
 # skip_begun SINCE: what the new version's workers have begun meanwhile isn't begun again.
 skip_begun() {
-  begun=$(echo "SELECT id FROM flow_run WHERE start_time >= '$1'" | sql --dbname=prefect) || return 1
+  begun=$(echo "SELECT DISTINCT flow_run_id FROM flow_run_state WHERE type = 'RUNNING' AND timestamp >= '$1'" |
+    sql --dbname=prefect) || return 1
   # This folder's ops/, which the old image needn't have.
   # shellcheck disable=SC2086  # an id a word
   [ -z "$begun" ] || beside --env PREFECT_API_URL=http://127.0.0.1:4200/api \

@@ -149,6 +149,20 @@ def test_a_failed_migration_leads_back_to_the_old_version(stack: Stack) -> None:
     stack.sql("DROP TABLE automation_held_event")
 
 
+def test_a_version_that_does_not_work_leads_back_to_the_old_one(stack: Stack) -> None:
+    """By its own Compose file, too, though the new one has been started by then."""
+    file, running = stack.folder / "docker-compose.yml", stack.folder / ".running.yml"
+    new, old = file.read_text(), running.read_text()
+    file.write_text(f"{new}# new\n")
+    output = stack.make("upgrade", "FLOW=nobodys/flow", code=2)
+    assert "the run of nobodys/flow failed" in output
+    assert "The old version runs, with its data." in output
+    assert stack.api("GET", "/admin/version") == "3.8.8"
+    assert history(stack) == RUNS
+    assert running.read_text() == old
+    file.write_text(new)
+
+
 def test_an_upgrade_keeps_everything(stack: Stack) -> None:
     schedules = stack.deployment(DAILY)["schedules"]
     output = stack.make("upgrade")

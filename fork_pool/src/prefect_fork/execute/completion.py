@@ -12,7 +12,7 @@ import anyio
 from prefect.client.schemas.objects import State
 from prefect.flow_engine import AsyncFlowRunEngine, FlowRunEngine
 
-from .done import noted
+from .done import forget, noted
 from .workspace import flow_run_id
 
 
@@ -20,6 +20,8 @@ def keep_what_is_done() -> None:
     """Changes Prefect's engines."""
     FlowRunEngine.set_state = _set_state(FlowRunEngine.set_state)  # type: ignore
     AsyncFlowRunEngine.set_state = _async_set_state(AsyncFlowRunEngine.set_state)  # type: ignore
+    FlowRunEngine.call_hooks = _call_hooks(FlowRunEngine.call_hooks)  # type: ignore
+    AsyncFlowRunEngine.call_hooks = _call_hooks(AsyncFlowRunEngine.call_hooks)  # type: ignore
     AsyncFlowRunEngine.handle_timeout = _handle_timeout(  # type: ignore
         AsyncFlowRunEngine.handle_timeout
     )
@@ -58,6 +60,18 @@ def _async_set_state(stock: Any) -> Any:
                 return await stock(engine, state, force)
 
     return set_state
+
+
+def _call_hooks(stock: Any) -> Any:
+    """The server knows when hooks are called; they may take long, and be killed."""
+
+    @functools.wraps(stock)
+    def call_hooks(engine: FlowRunEngine[Any, Any], state: State | None = None) -> Any:
+        if is_done(engine, state or engine.state):
+            forget(flow_run_id())
+        return stock(engine, state)
+
+    return call_hooks
 
 
 def _handle_timeout(stock: Any) -> Any:

@@ -43,7 +43,7 @@ from prefect.utilities.engine import propose_state_sync
 from ..settle import LOST_SECONDS, is_ours
 from .__main__ import SIGNALS
 from .completion import keep_what_is_done
-from .done import forget, noted_state
+from .done import forget, note, noted_state
 from .workspace import prepare
 
 # Each of Prefect's clients, four in a run, reads the CAs anew, for 15 ms of CPU. Only they share:
@@ -186,11 +186,8 @@ class ScheduledTime(PrefectFuture[None]):
                 was thought lost, and another one has the run already. Or there is nothing to do.
         """
         self._look()
-        if state := noted_state(self._flow_run.id):
-            with get_client(sync_client=True) as client:
-                propose_state_sync(client, state, flow_run_id=self._flow_run.id)
-            forget(self._flow_run.id)
-            raise Abort("Its flow had done its work before, only word of it was lost")
+        if note(self._flow_run.id).exists():
+            self._tell_what_is_done()
         if self._time is None:
             return
         try:
@@ -206,6 +203,16 @@ class ScheduledTime(PrefectFuture[None]):
             with get_client(sync_client=True) as client:
                 propose_state_sync(client, again, flow_run_id=self._flow_run.id)
             raise Abort("Stopped before its time, and handed back") from None
+
+    def _tell_what_is_done(self) -> None:
+        with get_client(sync_client=True) as client:
+            states = client.read_flow_run_states(self._flow_run.id)
+            state = noted_state(self._flow_run.id, states)
+            if state is not None:
+                propose_state_sync(client, state, flow_run_id=self._flow_run.id)
+        forget(self._flow_run.id)
+        if state is not None:
+            raise Abort("Its flow had done its work before, only word of it was lost")
 
     def _look(self) -> None:
         """Ends this process if the run is no longer its own, as it is not after a long freeze."""

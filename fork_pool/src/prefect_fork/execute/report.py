@@ -56,7 +56,7 @@ async def _report(code: int, why: str) -> bool:
         if flow_run.state.is_cancelling():
             await hooks.run_cancellation_hooks(flow_run, flow_run.state)
             return await proposer.propose_cancelled(flow_run, {"message": "Cancelled."})
-        if state := noted_state(flow_run.id):
+        if state := noted_state(flow_run.id, await client.read_flow_run_states(flow_run.id)):
             await propose_state(client, state, flow_run_id=flow_run.id)
             forget(flow_run.id)
             return True
