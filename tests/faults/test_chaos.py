@@ -114,6 +114,6 @@ def test_soak(chosen: list[str], tmp_path: Path) -> None:
     seed = int(os.environ.get("SEED") or random.randrange(10**6))
     say(f"SEED={seed}")
     gentle = [name for name in chosen if FAULTS[name].gentle]
-    with lane(tmp_path / "1", outage=30, interval=3) as campaign:
+    with lane(tmp_path / "1", outage=30, interval=2) as campaign:
         campaign.soak(float(os.environ["SOAK"]), gentle, random.Random(seed))
         show(settle(campaign), RESULTS / "soak.json")
