@@ -704,14 +704,16 @@ def _(c: Campaign) -> None:
 @fault("killed before the server heard of its end", quick=True)
 def _(c: Campaign) -> None:
     """The flow has done its work, and its process is killed before the server is back."""
-    runs = {name: c.add(name, work=4) for name in POOLS}
+    runs = {name: c.add(name, work=15) for name in POOLS}
     slots = [slot for slot, _ in runs.values()]
     c.wrote("start", slots)
     c.compose("stop", "server")
-    c.wrote("end", slots)
-    time.sleep(1)  # the flow's last line wrote it
-    c.kill(c.stack.container(runs["docker"][1]), *c.containers("fork-worker"))
-    c.compose("start", "server")
+    try:
+        c.wrote("end", slots)
+        time.sleep(1)  # the flow's last line wrote it
+        c.kill(c.stack.container(runs["docker"][1]), *c.containers("fork-worker"))
+    finally:
+        c.compose("start", "server")
 
 
 def scale(c: Campaign, workers: int) -> None:
