@@ -310,7 +310,8 @@ def memory(stack: Stack, service: str) -> float:
 def test_many_forked_runs_with_one_in_ten_ending_otherwise(quiet: Stack) -> None:
     """Every state right and nothing left, memory included. FORK_RUNS=2000 takes a quarter hour."""
     rest = int(os.environ.get("FORK_RUNS", "60"))
-    chance, used = random.Random(rest), []
+    chance = random.Random(rest)
+    used: list[list[float]] = []
     while rest > 0:
         expected = {}
         for _ in range(20):
