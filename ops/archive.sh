@@ -156,7 +156,10 @@ unpack() {
   if [ "$start" = Salted__ ]; then
     [ -n "$BACKUP_PASSPHRASE" ] || die "BACKUP_PASSPHRASE" "the one that the backup was made with" \
       "none, neither in the environment nor in .env" "BACKUP_PASSPHRASE=… make restore FILE=…"
-    whole | cipher -d 2>/dev/null | extract || wrong "another passphrase, or a damaged file"
+    whole | cipher -d 2>/dev/null | extract ||
+      die "backup" "a whole file, and the passphrase that it was made with" \
+        "another passphrase, or a damaged file" \
+        "BACKUP_PASSPHRASE=… make restore FILE=…; or take another backup: ls backups"
   else
     whole | extract || {
       [ ! -e /work/manifest ] || wrong "a truncated or damaged one"

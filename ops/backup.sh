@@ -11,7 +11,13 @@ backups_folder
 # In the same container and by the same script as the daily ones.
 container=$(setting COMPOSE_PROJECT_NAME)-backup-$$
 # Compose, itself interrupted, doesn't always pass that on.
-trap 'docker stop "$container" >/dev/null 2>&1; docker rm --force "$container" >/dev/null 2>&1; exit 130' INT TERM
+leave() {
+  docker stop "$container" >/dev/null 2>&1 || true
+  docker rm --force "$container" >/dev/null 2>&1 || true
+  say "Interrupted; no backup was written." >&2
+  exit 130
+}
+trap leave INT TERM
 name=$(docker compose --progress quiet run --rm --no-TTY --no-deps --name "$container" \
   ${BACKUP_PASSPHRASE:+--env BACKUP_PASSPHRASE} backup once </dev/null)
 [ "${name%.enc}" != "$name" ] ||

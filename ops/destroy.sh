@@ -13,4 +13,4 @@ images=$(docker image ls --quiet --filter "label=com.docker.compose.project=$pro
 # shellcheck disable=SC2086  # an id a word
 [ -z "$images" ] || docker image rm --force $images >/dev/null
 rm -rf .secrets .running.yml .before.yml
-say "Nothing of \"$project\" is left but .env, your settings, backups/, and the base images that others may use."
+say "Nothing of \"$project\" is left but .env and its like, your settings, backups/, and the base images that others may use."
