@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -371,13 +372,18 @@ def test_a_forked_run_has_the_environment_that_it_was_given(quiet: Stack) -> Non
     assert quiet.api("POST", "/logs/filter", debug)
 
 
+def has_last_lines(stack: Stack, run: str) -> bool | None:
+    """Has the log what a run's task and its flow say at their end?"""
+    return stack.logs(run).count("Finished in state Completed()") == 2 or None
+
+
 def test_a_flow_says_the_same_in_both_pools(probes: Stack) -> None:
     """The same states, logs, artifacts and results."""
     told = []
     for name in ("probe/test", "probe/forked"):
         run = probes.start(name, how="answers")
         ended = probes.finished(run, 60)
-        probes.said(run, "Finished in state Completed()")
+        eventually("the last lines", 30, partial(has_last_lines, probes, run))
         of_run = {"artifacts": {"flow_run_id": {"any_": [run]}}}
         logs = re.sub(r"answer-\w+|[\d.]{5,}|[0-9a-f-]{36}", "…", probes.logs(run)).splitlines()
         told.append(
