@@ -41,6 +41,15 @@ def servers(preload: str) -> Iterator[ForkServers]:
         found.close()
 
 
+def said(code: str, *args: str) -> str:
+    """What a Python of its own prints, which has to end well."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, *args]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 def pid(found: ForkServers) -> int:
     return int(found._server._forkserver_pid)
 
@@ -88,15 +97,7 @@ def test_what_is_shared_starts_no_threads(flows: Path, name: str, loaded: bool) 
         "before = dict(os.environ); load_shared(sys.argv[1:]); assert os.environ == before;"
         "assert threads() == 1; print(sys.argv[1] in sys.modules)"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, name],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout.strip()) == (0, str(loaded)), done.stderr
+    assert said(code, name) == str(loaded)
 
 
 def test_descendants_end_with_a_run() -> None:
@@ -106,11 +107,7 @@ def test_descendants_end_with_a_run() -> None:
         "subprocess.run(['sh', '-c', 'setsid sleep 1000 & sleep 1000 & exit']); end_descendants();"
         "print(open('/proc/self/task/%d/children' % threading.get_native_id()).read())"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+    assert said(code) == ""
 
 
 def test_the_base_job_template() -> None:
