@@ -28,8 +28,10 @@ if [ -z "${TO:-}" ]; then
     say "No files yet: users-etl/hourly writes the first at the full hour, or: make run FLOW=users-etl/hourly"
   fi
 else
-  [ ! -e "$TO" ] || [ -d "$TO" ] || die "TO" "a folder" "$TO, a file" "make data TO=folder"
-  mkdir -p "$TO"
+  case $TO in -*) TO=./$TO ;; esac
+  if ! { mkdir -p "$TO" && [ -w "$TO" ]; } 2>/dev/null; then
+    die "TO" "a folder that you can write to, or make" "$TO" "make data TO=folder"
+  fi
   # sh knows only of the last command of a pipe how it ended.
   failed=$(mktemp)
   trap 'rm -f "$failed"' EXIT

@@ -8,7 +8,7 @@ require_env
 project=$(setting COMPOSE_PROJECT_NAME)
 confirm destroy "Remove the stack \"$project\" with its data: every run, log, artifact and file?"
 ops/down.sh
-docker compose --profile backup down --volumes --remove-orphans
+docker compose --progress "$PROGRESS" --profile backup down --volumes --remove-orphans
 images=$(docker image ls --quiet --filter "label=com.docker.compose.project=$project" | sort -u)
 # shellcheck disable=SC2086  # an id a word
 [ -z "$images" ] || docker image rm --force $images >/dev/null

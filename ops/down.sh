@@ -5,5 +5,6 @@ cd "$(dirname "$0")/.."
 . setup/lib.sh
 
 require_env
+step "Stopping the workers, then the rest (flow runs that are going have half a minute)"
 stop_workers
-docker compose --profile backup down --remove-orphans
+docker compose --progress "$PROGRESS" --profile backup down --remove-orphans

@@ -44,6 +44,9 @@ main() {
   check_version
   project=$(setting COMPOSE_PROJECT_NAME)
   volumes=$(list_volumes)
+  differing=
+  [ -n "$new_env" ] || differing=$(grep -Fvx -f .env "$work/env.new" | sed -n 's/^\([A-Z_a-z0-9]*\)=.*/ \1/p' | tr -d '\n')
+  [ -z "$differing" ] || say "  note  other in the backup than here, and about to be the backup's:$differing"
   [ -z "$volumes" ] ||
     confirm "restore FILE=$FILE" "Replace every run, setting and file of \"$project\" by the backup of $created?"
 

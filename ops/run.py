@@ -49,7 +49,7 @@ async def start(client: PrefectClient, name: str, text: str) -> FlowRun:
         known = sorted((await full_names(client)).values())
         if not known:
             refuse("FLOW", "a deployment", "none at all", "make deploy")
-        refuse("FLOW", listed("one of", known), name, f"make run FLOW={known[0]}")
+        refuse("FLOW", listed("one of", known), name or "nothing", f"make run FLOW={known[0]}")
     properties = (deployment.parameter_openapi_schema or {}).get("properties", {})
     expected = listed(f"what {name} takes:", [described(*item) for item in properties.items()])
     again = f"make run FLOW={name}"

@@ -22,6 +22,9 @@ main() {
   running=$(running_images)
   doing="looking at this machine"
   setup/preflight.sh
+  docker compose exec --no-TTY server entrypoint.sh prefect deployment inspect "$FLOW" </dev/null >/dev/null 2>&1 ||
+    die "FLOW" "a deployment that the server has, to verify with" "$FLOW" \
+      "make upgrade FLOW=flow/deployment"
   doing="building"
   retag running previous
   setup/images.sh
@@ -45,6 +48,7 @@ main() {
   switched=1
   rm -f "$BEFORE"
   [ ! -e .running.yml ] || cp .running.yml "$BEFORE" # which a start replaces
+  say "  Stopping the workers first; flow runs that are going have half a minute"
   stop_workers
   backup=$(ops/backup.sh)
   ok "$backup"
@@ -69,10 +73,18 @@ main() {
   say "The backup of before is $backup; the images of before are tagged \"previous\"."
 }
 
-# running_images: what the containers are made of, a line each: name id.
+# running_images: what the containers are made of, a line each: name id. What has no container
+# (FORK_WORKERS=0) would be made of the image that is there.
 running_images() {
-  docker compose ps --quiet | xargs docker inspect --format '{{.Config.Image}} {{.Image}}' |
-    grep ':local ' | sort -u
+  {
+    for state in running exited; do
+      docker compose ps --all --quiet --status "$state" |
+        xargs --no-run-if-empty docker inspect --format '{{.Config.Image}} {{.Image}}'
+    done
+    for name in $(docker compose config --images); do
+      docker image inspect --format "$name {{.Id}}" "$name" 2>/dev/null || true
+    done
+  } | grep ':local ' | awk '!known[$1]++'
 }
 
 # Is docker-compose.yml the one that was last started, as far as anybody knows?
@@ -101,7 +113,7 @@ leave() {
   trap '' INT TERM
   if [ -n "$doing" ]; then
     [ "$code" != 0 ] || code=1
-    docker compose logs --no-color --timestamps >"$LOG" 2>&1 || true
+    (umask 077 && docker compose logs --no-color --timestamps >"$LOG" 2>&1) || true
     printf '\n==> %s failed\n' "$doing" >&2
     go_back || {
       problem "the way back" "the old version running" "the error above" \

@@ -16,6 +16,10 @@ die() {
   exit 1
 }
 
+# Compose's: its own display on a terminal, elsewhere nothing but errors.
+PROGRESS=quiet
+[ ! -t 1 ] || PROGRESS=auto
+
 is_root() { [ "$(id -u)" = 0 ]; }
 
 engine_answers() { docker info >/dev/null 2>&1; }
@@ -98,7 +102,7 @@ flows_network() { printf '%s_flows' "$(setting COMPOSE_PROJECT_NAME)"; }
 # stop_workers: nothing new begins, and flow runs that are still going are stopped while the server
 # is there to hear of it.
 stop_workers() {
-  docker compose stop worker fork-worker
+  docker compose --progress "$PROGRESS" stop worker fork-worker
   runs=$(docker ps --quiet --filter label=io.prefect.flow-run-id --filter "network=$(flows_network)")
   if [ -n "$runs" ]; then
     say "Stopping the flow runs that are still going; they are Crashed, at the latest when the workers are back:"
@@ -112,12 +116,10 @@ stop_workers() {
 
 # start [SERVICE]: up, and waits until it is healthy; where it isn't, says why.
 start() {
-  progress=quiet
-  [ ! -t 1 ] || progress=auto
   # A service whose profile was switched off is no orphan to Compose.
   docker compose config --services | grep -qx backup ||
     docker compose --progress quiet --profile backup rm --stop --force backup >/dev/null 2>&1 || true
-  docker compose --progress "$progress" up --detach --wait --quiet-pull --remove-orphans "$@" || {
+  docker compose --progress "$PROGRESS" up --detach --wait --quiet-pull --remove-orphans "$@" || {
     explain
     return 1
   }

@@ -34,6 +34,10 @@ main() {
   fi
   check_port server 4200 PREFECT_PORT
   check_port upstream 8000 UPSTREAM_PORT
+  if [ "$(setting PREFECT_PORT)" = "$(setting UPSTREAM_PORT)" ]; then
+    failed "UPSTREAM_PORT" "another port than PREFECT_PORT" "$(setting UPSTREAM_PORT) for both" \
+      "set another in $(settings_place)"
+  fi
   if [ "$failures" -gt 0 ]; then
     printf '\n%s of the above to mend, then: make up\n' "$failures" >&2
     exit 1
@@ -107,7 +111,7 @@ check_port() {
   port=$(setting "$3")
   case $port in *[!0-9]* | '' | ??????*) number=0 ;; *) number=$port ;; esac
   if [ "$number" -lt 1 ] || [ "$number" -gt 65535 ]; then
-    failed "$3" "a port number, 1 to 65535" "$port" "set $3 in .env"
+    failed "$3" "a port number, 1 to 65535" "$port" "set $3 in $(settings_place)"
     return
   fi
   if ! listening "$port"; then
@@ -132,18 +136,18 @@ listening() {
 }
 
 check_env() {
-  if [ ! -e .env ]; then
-    ok ".env will be written"
-    return
-  fi
   before=$failures
-  if grep -q "$(printf '\r')" .env; then
-    failed ".env" "Unix line ends" "Windows line ends (CRLF)" "tr -d '\\r' <.env >.env.new && mv .env.new .env"
-    return
+  good=".env will be written"
+  if [ -e .env ]; then
+    good=.env
+    if grep -q "$(printf '\r')" .env; then
+      failed ".env" "Unix line ends" "Windows line ends (CRLF)" "tr -d '\\r' <.env >.env.new && mv .env.new .env"
+      return
+    fi
+    for key in COMPOSE_PROJECT_NAME PREFECT_PORT UPSTREAM_PORT SCHEDULE_TIMEZONE $URLS; do
+      check_override "$key"
+    done
   fi
-  for key in COMPOSE_PROJECT_NAME PREFECT_PORT UPSTREAM_PORT SCHEDULE_TIMEZONE $URLS; do
-    check_override "$key"
-  done
   check_value COMPOSE_PROJECT_NAME '^[a-z0-9][a-z0-9_-]*$' "lower-case letters, digits, - and _"
   check_value SCHEDULE_TIMEZONE '^[A-Za-z0-9_+/-]+$' "an IANA time zone such as Europe/Berlin"
   for key in $URLS; do
@@ -153,10 +157,11 @@ check_env() {
     "user:password of letters, digits and . : _ = + / @ -"
   check_value POSTGRES_PASSWORD '^[A-Za-z0-9.:_=+/@-]+$' "letters, digits and . : _ = + / @ -"
   check_value PREFECT_SERVER_ENCRYPTION_KEY '^[A-Za-z0-9_-]{43}=$' "44 characters, the last one ="
+  check_value FORK_WORKERS '^[0-9]*$' "a number"
   check_value BACKUP_AT '^(([01][0-9]|2[0-3]):[0-5][0-9])?$' "a time of the day such as 03:00"
   check_value BACKUP_KEEP '^([1-9][0-9]*)?$' "a number, 1 or more"
   check_timezone
-  [ "$failures" -gt "$before" ] || ok ".env"
+  [ "$failures" -gt "$before" ] || ok "$good"
 }
 
 # check_override KEY: Compose would follow the environment this once, and .env the next time.
@@ -169,20 +174,27 @@ check_override() {
   fi
 }
 
+settings_place() { if [ -e .env ]; then echo .env; else echo "the environment"; fi; }
+
+# written KEY: its value in .env; before there is one, what would be written there, unless that is
+# yet to be generated.
+written() { if [ -e .env ]; then env_value "$1"; else setting "$1"; fi; }
+
 # check_value KEY PATTERN EXPECTED
 check_value() {
-  value=$(env_value "$1")
+  value=$(written "$1")
+  [ -e .env ] || [ -n "$value" ] || return 0
   if ! printf '%s\n' "$value" | grep -Eq "$2"; then
     case $1 in *PASSWORD | *STRING | *KEY | *WEBHOOK_URL) value=${value:+something else} ;; esac
-    failed "$1 in .env" "$3" "${value:-nothing}" \
-      "set it in .env$([ -n "$value" ] || echo ' (never started: rm .env, and make up writes a new one)')"
+    failed "$1 in $(settings_place)" "$3" "${value:-nothing}" \
+      "set it there$([ -n "$value" ] || echo ' (never started: rm .env, and make up writes a new one)')"
   fi
 }
 
 check_timezone() {
-  zone=$(env_value SCHEDULE_TIMEZONE)
+  zone=$(written SCHEDULE_TIMEZONE)
   if [ -d /usr/share/zoneinfo ] && [ -n "$zone" ] && [ ! -f "/usr/share/zoneinfo/$zone" ]; then
-    failed "SCHEDULE_TIMEZONE in .env" "an IANA time zone such as Europe/Berlin" "$zone" "set it in .env"
+    failed "SCHEDULE_TIMEZONE in $(settings_place)" "an IANA time zone such as Europe/Berlin" "$zone" "set it there"
   fi
 }
 

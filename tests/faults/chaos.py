@@ -1,8 +1,8 @@
 """Faults, injected for real while a schedule goes on in both pools, and what became of each slot.
 
-A campaign injects one fault after the other and waits after each only until both pools have done a
-slot that was due afterwards. What isn't healed by then heals while the next one is on; at the end
-everything has to be, and what isn't counts against the first fault that hit its slot.
+A campaign injects a fault some times, and waits after each only until both pools have done a slot
+that was due afterwards. Then everything has to heal, and what doesn't counts against the first
+fault that hit its slot. In a soak it heals while the next fault is on, but for the last.
 """
 
 import contextlib
@@ -324,10 +324,7 @@ class Campaign:
     # ── Injecting ──
 
     def inject(self, name: str, times: int = 1) -> None:
-        """Injects a fault so many times.
-
-        After each it waits until both pools have done a slot that was due afterwards.
-        """
+        """Injects a fault so many times, and waits after each until both pools do slots again."""
         if FAULTS[name].at_once:
             self._inject(Injection(name, times, time.time()))
         else:
@@ -375,8 +372,9 @@ class Campaign:
         return None
 
     def heal(self) -> Verdict:
-        """Waits until the invariant holds for all slots, the last fault's included."""
-        self.healed_until = until = time.time() + PREFETCH_SECONDS
+        """Waits until the invariant holds for all slots that the last fault can have hit."""
+        at_once = any(FAULTS[last.fault].at_once for last in self.injections[-1:])
+        self.healed_until = until = time.time() + (0 if at_once else PREFETCH_SECONDS)
         while True:
             verdict = self.verdict(until)
             seconds = time.time() - until

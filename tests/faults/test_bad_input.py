@@ -103,6 +103,24 @@ def test_an_engine_that_does_not_answer(project_copy: Stack) -> None:
     assert "unset DOCKER_HOST" in output
 
 
+def test_settings_of_the_first_up_that_are_wrong_in_the_environment(project_copy: Stack) -> None:
+    port = str(project_copy.port)
+    wrong = {
+        "COMPOSE_PROJECT_NAME": "New Comer",
+        "SCHEDULE_TIMEZONE": "Mars/Olympus",
+        "FORK_WORKERS": "some",
+    }
+    output = project_copy.make(
+        "up", code=2, env=wrong | {"PREFECT_PORT": port, "UPSTREAM_PORT": port}
+    )
+    for key in wrong:
+        assert f"FAIL  {key} in the environment" in output
+    assert "expected: another port than PREFECT_PORT" in output
+    assert "4 of the above to mend, then: make up" in output
+    assert not (project_copy.folder / ".env").exists()
+    assert_untouched(project_copy)
+
+
 def wrapped(folder: Path, name: str, script: str) -> str:
     """A PATH on which one program answers a question differently and is itself otherwise."""
     real = shutil.which(name)

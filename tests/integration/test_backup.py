@@ -153,14 +153,26 @@ def test_a_version_that_does_not_work_leads_back_to_the_old_one(stack: Stack) ->
     """By its own Compose file, too, though the new one has been started by then."""
     file, running = stack.folder / "docker-compose.yml", stack.folder / ".running.yml"
     new, old = file.read_text(), running.read_text()
+    run = stack.folder / "ops/run.py"
+    works = run.read_text()
     file.write_text(f"{new}# new\n")
-    output = stack.make("upgrade", "FLOW=nobodys/flow", code=2)
-    assert "the run of nobodys/flow failed" in output
+    run.write_text("raise SystemExit('it has been broken')\n")
+    output = stack.make("upgrade", code=2)
+    assert "it has been broken" in output
+    assert f"the run of {DAILY} failed" in output
     assert "The old version runs, with its data." in output
     assert stack.api("GET", "/admin/version") == "3.8.8"
     assert history(stack) == RUNS
     assert running.read_text() == old
+    assert (stack.folder / "backups/upgrade.log").stat().st_mode & 0o777 == 0o600
     file.write_text(new)
+    run.write_text(works)
+
+
+def test_an_upgrade_that_nothing_could_verify_is_refused(stack: Stack) -> None:
+    output = stack.make("upgrade", "FLOW=nobodys/flow", code=2)
+    assert "found:    nobodys/flow" in output
+    assert "Backup" not in output
 
 
 def test_an_upgrade_keeps_everything(stack: Stack) -> None:
