@@ -18,7 +18,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -372,20 +372,19 @@ class Campaign:
         return None
 
     def heal(self) -> Verdict:
-        """Waits until the invariant holds for all slots that the last fault can have hit."""
-        at_once = any(FAULTS[last.fault].at_once for last in self.injections[-1:])
-        self.healed_until = until = time.time() + (0 if at_once else PREFETCH_SECONDS)
+        """Waits for all slots that the last fault can have hit, until none is open any more."""
+        until = time.time()
+        for last in self.injections[-1:]:
+            if not FAULTS[last.fault].at_once:
+                until = max(until, last.over + PREFETCH_SECONDS)
+        self.healed_until = until
         while True:
             verdict = self.verdict(until)
             seconds = time.time() - until
-            if self.ending.is_set() or seconds > HEAL_SECONDS or (verdict.holds and seconds > 0):
+            is_open = verdict.lost or verdict.stuck or verdict.left_over
+            if (seconds > 0 and not is_open) or self.ending.is_set() or seconds > HEAL_SECONDS:
                 break
             time.sleep(1)
-        if verdict.left_over:  # a container that has just ended is about to be removed
-            time.sleep(10)
-            again = self.verdict(until)
-            left_over = [one for one in again.left_over if one in verdict.left_over]
-            verdict = replace(again, left_over=left_over)
         healed = f"healed after {seconds:.0f} s" if verdict.holds else "not healed"
         say(f"{healed}: {verdict}")
         return verdict
