@@ -1,0 +1,1 @@
+"""The only holder of the Docker socket: what a worker may ask of the engine, and nothing else."""
