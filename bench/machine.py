@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from bench.figures import Figures
 from bench.meter import CHILDREN, FLOWS, OTHERS, Cgroups, Part, Reading, by_part, rates, read, work
 from bench.sizes import Sizes
-from bench.stacks import FORK_WORKER, SERVICES, BenchStack, group_name, hold
+from bench.stacks import FORK_WORKER, BenchStack, group_name, hold
 from tests.stack import docker
 
 FLOOR: Part = ("floor", FLOWS)
@@ -91,8 +91,13 @@ class Machine:
         """
         owner = side if side == "stock" else "ours"
         own = {"floor": FLOWS, "fork": FORK_WORKER}.get(side, FLOWS)
-        services = {"floor": ["upstream"], "fork": ["server", "postgres", "upstream"]}
-        parts = [(side, own), *((owner, service) for service in services.get(side, SERVICES))]
+        services = {
+            "ours": self.ours.services,
+            "stock": self.stock.services,
+            "floor": ["upstream"],
+            "fork": ["server", "postgres", "upstream"],
+        }
+        parts = [(side, own), *((owner, service) for service in services[side])]
         ignore = {CHILDREN} if side == "floor" else set()
         return by_part(work(before, after, self.idle), parts, ignore)
 

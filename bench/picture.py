@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from bench.figures import Figures
 from bench.measure import LATE, cost
 from bench.meter import ENGINE, FLOWS
-from bench.stacks import FORK_WORKER
+from bench.stacks import FORK_WORKER, GATE
 
 # Okabe and Ito's, which the colour-blind tell apart, too.
 COLOURS = {"ours": "#0072B2", "fork": "#009E73", "stock": "#D55E00"}
@@ -21,6 +21,7 @@ PARTS = {
     "server": "#E69F00",
     "worker": "#009E73",
     FORK_WORKER: "#F0E442",
+    GATE: "#000000",
     "postgres": "#CC79A7",
     "upstream": "#56B4E9",
     ENGINE: "#999999",

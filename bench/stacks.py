@@ -18,6 +18,7 @@ from tests.stack import PROJECT, Stack, docker, left_behind
 DEPLOYMENT = "bench-get/bench"
 FORKED = "bench-get/forked"
 SERVICES = ("worker", "server", "postgres", "upstream")
+GATE = "gate"
 FORK_WORKER = "fork-worker"
 TEMPLATE = "worker/base-job-template.json"
 RUNS = "label=io.prefect.flow-run-id"
@@ -73,7 +74,9 @@ class BenchStack(Stack):
         super().__init__(folder, f"bench-{side}-{token}")
         self.group = group_name(self.project)
         self.deployment_name = DEPLOYMENT
-        self.services: tuple[str, ...] = SERVICES  # the first one is the worker
+        # The first one is the worker.
+        self.services: tuple[str, ...] = SERVICES if side == "stock" else (*SERVICES, GATE)
+        self.settings["FLOW_CGROUP_PARENT"] = self.group
         self._deployment_id = ""
         shutil.copy(PROJECT / "bench" / "bench_get.py", folder / "flows")
         project = yaml.safe_load((folder / "prefect.yaml").read_text())
@@ -94,7 +97,7 @@ class BenchStack(Stack):
             compose = yaml.safe_load((folder / "docker-compose.yml").read_text())
             (folder / "docker-compose.override.yml").write_text(stock.override(compose))
             template = stock.template(template)
-        template["job_configuration"]["container_create_kwargs"]["cgroup_parent"] = self.group
+            template["job_configuration"]["container_create_kwargs"]["cgroup_parent"] = self.group
         (folder / TEMPLATE).write_text(json.dumps(template, indent=2))
 
     def forked(self) -> "BenchStack":

@@ -11,15 +11,20 @@ from typing import Any
 WORKER = ["prefect", "worker", "start", "--pool", "docker-pool", "--type", "docker"]
 WORKER += ["--name", "worker", "--with-healthcheck"]
 SERVER = ["prefect", "server", "start", "--host", "0.0.0.0", "--port", "4200"]  # noqa: S104  # in its container
+# Stock's worker has the engine's socket itself.
+SOCKET = """\
+    volumes: !override ["${DOCKER_SOCKET}:/var/run/docker.sock"]
+    group_add: ["${DOCKER_GID}"]
+    depends_on: !override {server: {condition: service_healthy}}"""
 SERVICES = {"server": SERVER, "worker": WORKER, "postgres": None}
 
 # All that stock keeps: connections, login, database, UI, and no telemetry. The rest is tuning.
 KEPT = re.compile(
     r"""
-    PREFECT_API_(URL|AUTH_STRING)(_FILE)? | PREFECT_UI_URL | DO_NOT_TRACK | FLOWS_NETWORK
+    PREFECT_API_(URL|AUTH_STRING)(_FILE)? | PREFECT_UI_URL | DO_NOT_TRACK
     | PREFECT_SERVER_DATABASE_(DRIVER|HOST|PORT|NAME|USER|PASSWORD|MIGRATE_ON_START)(_FILE)?
     | PREFECT_SERVER_(API_AUTH_STRING|ENCRYPTION_KEY)(_FILE)? | PREFECT_SERVER_ANALYTICS_ENABLED
-    | PREFECT_SERVER_UI_\w+ | DOCKER_HOST
+    | PREFECT_SERVER_UI_\w+
     | POSTGRES_(USER|DB|PASSWORD)(_FILE)? | \w+_API_URL | DATA_DIR
     | PREFECT_RESULTS_LOCAL_STORAGE_PATH
     """,
@@ -40,7 +45,8 @@ def override(compose: dict[str, Any]) -> str:
         lines += [f"  {name}:", f"    command: {words}"]
         if keys := tuned(compose["services"][name].get("environment") or {}):
             lines += ["    environment:", *(f"      {key}: !reset null" for key in keys)]
-    lines += ["  fork-worker:", "    scale: 0"]  # stock has nothing of the kind
+        lines += [SOCKET] if name == "worker" else []
+    lines += ["  fork-worker:", "    scale: 0", "  gate:", "    scale: 0"]  # nothing of the kind
     return "\n".join(lines) + "\n"
 
 

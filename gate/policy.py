@@ -42,6 +42,7 @@ class Policy:
         network: The one that flow containers are on.
         max_memory: In bytes.
         cpus: Of which a container gets so many at most.
+        cgroup: The control group that all of them are put into; empty for the engine's own.
     """
 
     images: tuple[str, ...]
@@ -49,11 +50,12 @@ class Policy:
     network: str
     max_memory: int
     cpus: float
+    cgroup: str = ""
 
     @classmethod
     def read(cls, env: Mapping[str, str]) -> "Policy":
         """From FLOW_IMAGES, FLOW_VOLUMES, FLOWS_NETWORK, FLOW_MAX_MEMORY (bytes, or with k, m or g)
-        and FLOW_CPUS; lists are separated by blanks or commas.
+        FLOW_CPUS and perhaps FLOW_CGROUP_PARENT; lists are separated by blanks or commas.
 
         Raises:
             ValueError: One of them is missing or makes no sense.
@@ -74,7 +76,8 @@ class Policy:
         if not 0.01 <= cpus <= 1024:
             raise ValueError(f"FLOW_CPUS: expected a number of CPUs, found {env['FLOW_CPUS']}")
         memory = int(size[1]) * UNITS.get(size[2], 1)
-        return cls(images, volumes, env["FLOWS_NETWORK"], memory, cpus)
+        cgroup = env.get("FLOW_CGROUP_PARENT", "")
+        return cls(images, volumes, env["FLOWS_NETWORK"], memory, cpus, cgroup)
 
     def check_image(self, image: str) -> None:
         """Refuses an image that isn't on the list, or has neither tag nor digest."""
@@ -172,6 +175,7 @@ def flow_container(asked: dict[str, Any], policy: Policy) -> dict[str, Any]:
             "PidsLimit": limits.get("PidsLimit", PIDS),
             "CpuPeriod": 100_000,
             "CpuQuota": math.ceil(100_000 * policy.cpus),
+            "CgroupParent": policy.cgroup,
             "Tmpfs": limits.get("Tmpfs", TMPFS),
             "ReadonlyRootfs": True,
             "Init": True,

@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 require_server
 setup/env.sh # what `deploy` reads of .env may have changed
+docker compose --progress quiet up --detach --wait --no-deps gate # and FLOW_IMAGES
 build deploy || die "flow image" "a build that ends" "the error above" "mend it, then: make deploy"
 # The service's own container, not a `run` beside it: `make status` tells how the last deploy went.
 docker compose --progress quiet up --detach deploy

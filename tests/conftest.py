@@ -35,6 +35,7 @@ def stack(_our_environment: None, tmp_path_factory: pytest.TempPathFactory) -> I
     """
     others = bystanders()
     stack = Stack(tmp_path_factory.mktemp("project"), f"test-{secrets.token_hex(3)}")
+    stack.settings["FLOW_VOLUMES"] = f"{stack.project}-full"
     try:
         stack.make("images", env=stack.settings)
         with stack.compose:

@@ -7,7 +7,6 @@ container; those that a former worker left behind, too. Run as the ``prefect`` c
 """
 
 import asyncio
-import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from uuid import UUID
 import docker
 import docker.errors
 import requests
+import urllib3
 from prefect._internal.infrastructure_exit_codes import get_infrastructure_exit_info
 from prefect.cli import app
 from prefect.client.orchestration import PrefectClient, get_client
@@ -34,6 +34,7 @@ CANCEL_LABEL = "prefect-stack.cancel-signal"
 SUSPEND_LABEL = "prefect-stack.suspend-signal"
 # What a cancelled run's container has to end: 30 s for the flow's `finally`, and as many for hooks.
 END_SECONDS = 60
+NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError)
 
 logger = get_logger("docker_worker")
 
@@ -49,10 +50,10 @@ class FlowContainer:
 
 
 def flow_containers() -> list[FlowContainer]:
-    """This stack's flow containers."""
+    """This stack's flow containers: the gate shows no others."""
     client = docker.from_env()
     try:
-        filters = {"label": RUN_LABEL, "network": os.environ["FLOWS_NETWORK"]}
+        filters = {"label": RUN_LABEL}
         return [
             FlowContainer(
                 container.id,
@@ -64,6 +65,19 @@ def flow_containers() -> list[FlowContainer]:
         ]
     finally:
         client.close()
+
+
+class NotAllowed(Exception):
+    """The gate refused a container: its reason, as the flow run's log and state show it."""
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Was there nobody to ask: the gate, or the engine behind it?"""
+    if isinstance(error, docker.errors.APIError):
+        return bool(error.status_code == 502)
+    if isinstance(error, (*NO_ANSWER, ConnectionError)):
+        return True
+    return error is not None and is_away(error.__cause__ or error.__context__)
 
 
 def wait_and_remove(container_id: str, started: bool = True) -> int | None:
@@ -196,13 +210,27 @@ with warnings.catch_warnings():
             configuration: DockerWorkerJobConfiguration,
             task_status: Any = None,
         ) -> DockerWorkerResult:
-            """Runs the flow in a container of its own and removes that after its end."""
+            """Runs the flow in a container of its own and removes that after its end.
+
+            Raises:
+                NotAllowed: The gate refused the container.
+            """
             configuration.env[TAKEN_BY] = taken_by(flow_run)
             self._watched.add(flow_run.id)
             try:
                 result = await DockerWorker.run(self, flow_run, configuration, task_status)
                 container_id = result.identifier.rsplit(":", 1)[1]
                 exit_code = await asyncio.to_thread(wait_and_remove, container_id)
+            except Exception as error:
+                if isinstance(error, docker.errors.APIError) and error.status_code == 403:
+                    raise NotAllowed(error.explanation) from None
+                if not is_away(error):
+                    raise
+                # What has begun goes on, what hasn't begins again: the next looks settle it.
+                logger.warning("Flow run %s is out of sight: %s", flow_run.name, error)
+                if task_status and not task_status._future.done():
+                    task_status.started(error)
+                return DockerWorkerResult(status_code=0, identifier="")
             finally:
                 self._watched.discard(flow_run.id)
             if exit_code != 0:

@@ -637,6 +637,18 @@ def _(c: Campaign) -> None:
     c.wrote("start", [slot for slot, _ in runs])
 
 
+@fault("gate killed mid-run", instant=True, quick=True)
+def _(c: Campaign) -> None:
+    c.mid_run()
+    c.kill(*c.containers("gate"))
+
+
+@fault("gate killed during a burst of 10", instant=True)
+def _(c: Campaign) -> None:
+    c.burst()
+    c.kill(*c.containers("gate"))
+
+
 @fault("server killed", instant=True, quick=True)
 def _(c: Campaign) -> None:
     c.mid_run()

@@ -151,10 +151,10 @@ def test_users_survive_an_upstream_that_fails_three_times(
 
 
 @pytest.fixture
-def full_volume() -> Iterator[str]:
-    """A volume of 4 KiB that flow containers may write to."""
+def full_volume(stack: Stack) -> Iterator[str]:
+    """A volume of 4 KiB that flow containers may write to: FLOW_VOLUMES has it (conftest.py)."""
     options = ("--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", "o=size=4k,uid=10001")
-    name = docker("volume", "create", *options).strip()
+    name = docker("volume", "create", *options, stack.settings["FLOW_VOLUMES"]).strip()
     # Held for as long as the test takes: what it contains goes with its last container.
     mount = ("--volume", f"{name}:/data")
     holder = docker("run", "--detach", *mount, "debian:trixie-slim", "sleep", "300").strip()

@@ -165,7 +165,8 @@ def test_a_run_has_a_locked_down_container_of_its_own(
     assert host["CapDrop"] == ["ALL"]
     assert host["SecurityOpt"] == ["no-new-privileges:true"]
     assert host["Privileged"] is False
-    assert host["Binds"] == [f"{stack.project}_data:/data"]
+    assert host["Binds"] == [f"{stack.project}_data:/data:rw"]
+    assert host["CpuQuota"] == 2 * host["CpuPeriod"]
     assert host["Memory"] == 1 << 30
     assert host["PidsLimit"] == 512
 
@@ -216,6 +217,7 @@ def test_services_are_locked_down(stack: Stack, first_run: dict[str, Any]) -> No
         "deploy",
         "worker",
         "fork-worker",
+        "gate",
         "upstream",
     }
     for service, container in ids.items():
@@ -223,6 +225,7 @@ def test_services_are_locked_down(stack: Stack, first_run: dict[str, Any]) -> No
         facts = json.loads(text)[0]
         host = facts["HostConfig"]
         assert not [secret for secret in secrets if secret in text], service
+        assert ("docker.sock:" in text) == (service == "gate"), service
         assert facts["Config"]["User"] not in {"", "root", "0", "0:0"}, service
         assert host["ReadonlyRootfs"], service
         assert host["CapDrop"] == ["ALL"], service
@@ -240,6 +243,7 @@ def test_services_are_locked_down(stack: Stack, first_run: dict[str, Any]) -> No
             "postgres": {"backend"},
             "migrate": {"backend"},
             "server": {"backend", "flows"},
+            "gate": {"none"},
         }.get(service, {"flows"}), service
     internal = docker("network", "inspect", "--format", "{{.Internal}}", f"{stack.project}_backend")
     assert internal.strip() == "true"
@@ -253,7 +257,7 @@ def test_images_carry_what_they_should_and_no_more(stack: Stack) -> None:
     assert imports("flow", "prefect, requests, httpx, pandas")
     assert not imports("flow", "prefect_docker")
     assert imports("worker", "prefect_docker")
-    for image in ("flow", "worker", "server", "upstream"):
+    for image in ("flow", "worker", "server", "upstream", "gate"):
         name = f"{stack.project}-{image}:local"
         uv = docker(
             "run",
