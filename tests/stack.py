@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -86,6 +87,7 @@ class Stack:
         self.folder = folder
         self.project = project
         self.port = free_port()
+        self._csrf: dict[str, str] | None = None
         self.settings = {
             "COMPOSE_PROJECT_NAME": project,
             "PREFECT_PORT": str(self.port),
@@ -140,16 +142,35 @@ class Stack:
 
     def api(self, method: str, path: str, json: Any = None) -> Any:
         """A call to the server's API, as from this machine; JSON in, JSON out."""
+        if method != "GET" and self._csrf is None:
+            self._csrf = self._csrf_headers()
+        response = self._request(method, path, json)
+        # Its token is an hour old, or of a database that another one has taken the place of.
+        if response.status_code == 403:
+            self._csrf = self._csrf_headers()
+            response = self._request(method, path, json)
+        response.raise_for_status()
+        return response.json() if response.content else None
+
+    def _csrf_headers(self) -> dict[str, str]:
+        """What a request that changes something has to carry; nothing where the server is stock."""
+        client = str(uuid.uuid4())
+        response = self._request("GET", f"/csrf-token?client={client}")
+        if response.status_code == 422:
+            return {}
+        response.raise_for_status()
+        return {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": response.json()["token"]}
+
+    def _request(self, method: str, path: str, json: Any = None) -> requests.Response:
         user, password = self.login.split(":", 1)
-        response = requests.request(
+        return requests.request(
             method,
             f"http://127.0.0.1:{self.port}/api{path}",
             json=json,
             auth=(user, password),
+            headers=self._csrf,
             timeout=30,
         )
-        response.raise_for_status()
-        return response.json() if response.content else None
 
     @contextlib.contextmanager
     def database(self) -> Iterator[connection]:

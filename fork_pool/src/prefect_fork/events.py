@@ -186,8 +186,7 @@ class FollowsEvents(Worker):
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _retry_crashed(self) -> None:
-        async with get_client() as client:
-            await retry_crashed(client, self._work_pool_name)
+        await retry_crashed(self.client, self._work_pool_name)
 
     async def _take_runs(self) -> None:
         """Takes the runs that are due now, or will be within the prefetch, when woken."""
@@ -206,8 +205,7 @@ class FollowsEvents(Worker):
         while True:
             self._look_asked.clear()
             try:
-                async with get_client() as client:
-                    await self._look(client)
+                await self._look(self.client)
                 self._in_contact = min(self._in_contact, time.monotonic())
             except Exception as error:
                 self._in_contact = math.inf
