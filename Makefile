@@ -6,7 +6,7 @@ export REPLAY
 override export PARAMS := $(value PARAMS)
 
 help: ## This list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 try: ## A look without Docker: one run of the daily flow, its artifact shown
 	@setup/try.sh
@@ -38,6 +38,9 @@ restore: engine ## Bring a stopped stack, or a new machine, to a backup: make re
 
 upgrade: ## After a git pull: backup, build, migrate, verify; back to the old version if that fails
 	@ops/upgrade.sh
+
+rotate-secrets: ## A new login, database password and encryption key for the running stack
+	@ops/rotate-secrets.sh
 
 status: ## Is everything right? Services, worker, last runs, next runs
 	@ops/status.sh
@@ -77,4 +80,4 @@ lint: engine venv ## ruff, mypy, shellcheck, hadolint, yamllint, uv.lock, the Co
 	.venv/bin/uv lock --check --quiet
 	docker compose --env-file .env.example config --quiet
 
-.PHONY: help try up down destroy deploy run data backup restore upgrade status logs engine images venv test chaos bench lint
+.PHONY: help try up down destroy deploy run data backup restore upgrade rotate-secrets status logs engine images venv test chaos bench lint

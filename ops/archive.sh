@@ -60,6 +60,10 @@ write_backup() {
     dump_database
   } >"$work/manifest"
   pg_restore --list "$work/database.dump" >/dev/null
+  # The database's secrets are those of .env, but while `make rotate-secrets` changes both.
+  if [ -e .env.rotating ] || ! cmp --quiet .env "$work/env"; then
+    die "backup" ".env to stay as it is meanwhile" "a change of it" "make up, then: make backup"
+  fi
   # After the database: what that refers to was written before. 1: a file changed meanwhile.
   tar --create --file="$work/data.tar" --directory=/data --exclude=./.beside \
     --warning=no-file-changed --warning=no-file-removed . || [ $? = 1 ]

@@ -42,18 +42,12 @@ initial() {
   case $1 in
     PREFECT_API_AUTH_STRING) cat .secrets/api_auth_string 2>/dev/null || printf 'admin:%s' "$(random 24)" ;;
     POSTGRES_PASSWORD) cat .secrets/postgres_password 2>/dev/null || random 32 ;;
-    # A Fernet key: 32 bytes in URL-safe base64. 43 random characters and "=" decode to just that,
-    # as long as the last one has its two lowest bits clear, which "A" has.
-    PREFECT_SERVER_ENCRYPTION_KEY) cat .secrets/encryption_key 2>/dev/null || printf '%sA=' "$(random 42)" ;;
+    PREFECT_SERVER_ENCRYPTION_KEY) cat .secrets/encryption_key 2>/dev/null || encryption_key ;;
     DOCKER_SOCKET) docker_socket ;;
     DOCKER_GID) docker_gid ;;
     CA_BUNDLE) ca_bundle ;;
     *) printf '%s' "$2" ;;
   esac
-}
-
-random() {
-  LC_ALL=C tr -dc 'A-Za-z0-9' </dev/urandom | head -c "$1"
 }
 
 # Where the engine's own machine has its socket. Docker Desktop's engine lives in a virtual machine,

@@ -76,6 +76,13 @@ setting() {
   printf '%s' "${value:-$(value_in .env.example "$1")}"
 }
 
+# random LENGTH
+random() { LC_ALL=C tr -dc 'A-Za-z0-9' </dev/urandom | head -c "$1"; }
+
+# A Fernet key: 32 bytes in URL-safe base64. 43 random characters and "=" decode to just that, as
+# long as the last one has its two lowest bits clear, which "A" has.
+encryption_key() { printf '%sA=' "$(random 42)"; }
+
 require_env() {
   [ -e .env ] || die ".env" "a stack that was set up" "no .env here" "make up"
 }

@@ -36,6 +36,15 @@ SUSPEND_LABEL = "prefect-stack.suspend-signal"
 END_SECONDS = 60
 NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError)
 
+# What a flow run gets of the worker's own settings: whom to ask, and by which login. Prefect would
+# hand on all of them; what a flow needs beside is in the base job template.
+HANDED_ON = {
+    "PREFECT_API_URL",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_UI_URL",
+    "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED",
+}
+
 logger = get_logger("docker_worker")
 
 
@@ -138,12 +147,23 @@ def suspend_container(container_id: str) -> None:
         client.close()
 
 
+class FlowContainerConfiguration(DockerWorkerJobConfiguration):
+    """What a flow run's container is made from."""
+
+    def _base_environment(self) -> dict[str, str]:
+        """The settings that every flow run is given."""
+        handed: dict[str, str] = super()._base_environment()
+        return {key: value for key, value in handed.items() if key in HANDED_ON}
+
+
 with warnings.catch_warnings():
     # It says that the type "docker" is registered anew: that is the purpose.
     warnings.simplefilter("ignore")
 
     class RemovingDockerWorker(FollowsEvents, DockerWorker):
         """The worker of type ``docker`` in this stack."""
+
+        job_configuration = FlowContainerConfiguration
 
         async def setup(self) -> None:
             """Prepares the worker."""
