@@ -9,7 +9,6 @@ from uuid import UUID
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-
 WRONG = """\
   FAIL  block {block}
         expected: one encrypted with PREFECT_SERVER_ENCRYPTION_KEY, as it is in .env

@@ -1,0 +1,130 @@
+"""`make rotate-secrets`: new secrets, the same data; interrupted anywhere, old ones that work."""
+
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import requests
+from requests.auth import HTTPBasicAuth
+
+from tests.stack import DAILY, Stack, eventually, settings_of
+
+SECRETS = {"PREFECT_API_AUTH_STRING", "POSTGRES_PASSWORD", "PREFECT_SERVER_ENCRYPTION_KEY"}
+MESSAGE = "told to nobody but whoever asks with the login"
+pytestmark = pytest.mark.timeout(400)
+
+
+def settings(stack: Stack) -> dict[str, str]:
+    return settings_of(stack.folder / ".env")
+
+
+def accepts(stack: Stack, login: str) -> bool:
+    auth = HTTPBasicAuth(*login.split(":", 1))
+    address = f"http://127.0.0.1:{stack.port}/api/admin/version"
+    return requests.get(address, auth=auth, timeout=10).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def block(stack: Stack, first_run: dict[str, Any]) -> Iterator[str]:
+    """A Secret block's id."""
+    secret = stack.api("GET", "/block_types/slug/secret")["id"]
+    schemas = {"block_schemas": {"block_type_id": {"any_": [secret]}}}
+    body = {
+        "name": f"rotated-{uuid.uuid4().hex[:6]}",
+        "data": {"value": MESSAGE},
+        "block_type_id": secret,
+        "block_schema_id": stack.api("POST", "/block_schemas/filter", schemas)[0]["id"],
+    }
+    created = str(stack.api("POST", "/block_documents/", body)["id"])
+    yield created
+    stack.api("DELETE", f"/block_documents/{created}")
+
+
+def works(stack: Stack, block: str) -> None:
+    """Everything is right, and what was encrypted can be read."""
+    assert "everything is right" in stack.make("status")
+    found = stack.api("GET", f"/block_documents/{block}?include_secrets=true")
+    assert found["data"]["value"] == MESSAGE
+    assert stack.sql("SELECT count(*) FROM flow_run")[0][0] > 0  # by TCP, with the password
+    left = {path.name for path in stack.folder.glob(".env.*")}
+    assert left - {".env.before-restore"} == {".env.example"}
+
+
+def test_everything_is_new_and_works(stack: Stack, block: str) -> None:
+    before = settings(stack)
+    runs = {run["id"] for run in stack.runs(DAILY)}
+    encrypted = stack.sql(f"SELECT data FROM block_document WHERE id = '{block}'")  # noqa: S608
+    output = stack.make("rotate-secrets")
+    after = settings(stack)
+    assert {key for key in after if after[key] != before[key]} == SECRETS
+    assert before.keys() == after.keys()
+    assert after["PREFECT_API_AUTH_STRING"].split(":")[0] == "admin"
+    assert (stack.folder / ".env").stat().st_mode & 0o777 == 0o600
+    assert not [key for key in SECRETS if before[key] in output or after[key] in output]
+    assert accepts(stack, after["PREFECT_API_AUTH_STRING"])
+    assert not accepts(stack, before["PREFECT_API_AUTH_STRING"])
+    assert stack.sql(f"SELECT data FROM block_document WHERE id = '{block}'") != encrypted  # noqa: S608
+    assert runs < {run["id"] for run in stack.runs(DAILY)}, "one more, which verified"
+    works(stack, block)
+
+
+@pytest.fixture
+def rotation(stack: Stack, block: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`make rotate-secrets`, at work."""
+    with open(stack.folder / "rotation.log", "wb") as log:
+        process = subprocess.Popen(
+            ["make", "rotate-secrets"],
+            cwd=stack.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        yield process
+        process.wait(300)
+
+
+def when(stack: Stack, what: str, look: Callable[[dict[str, str]], bool]) -> None:
+    eventually(what, 90, lambda: look(settings(stack)) or None)
+
+
+def test_ctrl_c_when_all_is_changed_leads_back(
+    stack: Stack, block: str, rotation: "subprocess.Popen[bytes]"
+) -> None:
+    before = settings(stack)
+    when(stack, ".env with the new secrets", lambda now: now != before)
+    os.killpg(rotation.pid, signal.SIGINT)
+    assert rotation.wait(200) != 0
+    output = (stack.folder / "rotation.log").read_text()
+    assert "with the old secrets" in output
+    assert settings(stack) == before
+    works(stack, block)
+
+
+def test_a_power_cut_half_way_is_mended_by_up(
+    stack: Stack, block: str, rotation: "subprocess.Popen[bytes]"
+) -> None:
+    """At the worst of moments: the database has the new ones, and .env, as good as always, not."""
+    before = settings(stack)
+    with stack.database() as database, database.cursor() as cursor:
+        database.autocommit = True
+
+        def password() -> Any:
+            cursor.execute("SELECT rolpassword FROM pg_authid WHERE rolname = 'prefect'")
+            return cursor.fetchone()
+
+        known, deadline = password(), time.monotonic() + 90
+        while password() == known:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        os.killpg(rotation.pid, signal.SIGKILL)
+    rotation.wait(10)
+    assert "==> Verifying" not in (stack.folder / "rotation.log").read_text()
+    stack.make("up")
+    assert settings(stack).keys() == before.keys()
+    works(stack, block)
