@@ -3,7 +3,8 @@
 # encryption key, and verifies them by a run of FLOW. What fails, or Ctrl-C, leads back to the old.
 #
 # .env and the database have to agree. While they may not, the server is stopped and .env.rotating
-# holds the other secrets: `make up` calls `rotate-secrets.sh finish`, and the database follows .env.
+# holds the other secrets. After a power cut `make up` calls `rotate-secrets.sh finish`, and the
+# database follows .env, whichever secrets that has.
 set -eu
 cd "$(dirname "$0")/.."
 . setup/lib.sh
@@ -16,7 +17,8 @@ doing= # in the words of "… failed"; until then nothing was touched
 
 main() {
   require_server
-  [ ! -e "$OTHER" ] || die "secrets" "no change of them under way" "an interrupted one" "make up, then: make rotate-secrets"
+  [ ! -e "$OTHER" ] ||
+    die "secrets" "no change of them under way" "an interrupted one" "make up, then: make rotate-secrets"
   step "Looking at the stack (nothing is touched yet)"
   ops/status.sh >/dev/null 2>&1 ||
     die "stack" "one where everything is right, to see that it stays so" "something that isn't" "make status"
@@ -131,13 +133,14 @@ go_back() {
 
 # settle: whatever the database's secrets are, they become .env's.
 settle() {
-  follow .env "$OTHER" && rm -f "$OTHER" "$BEFORE"
+  if [ -e "$OTHER" ]; then follow .env "$OTHER" || return 1; fi
+  rm -f "$OTHER" "$BEFORE"
 }
 
-if [ "${1:-}" = finish ]; then
-  step "A change of secrets was interrupted: the database gets those of .env"
+if [ "${1:-}" != finish ]; then
+  main
+elif [ -e "$OTHER" ] || [ -e "$BEFORE" ]; then
+  step "A change of secrets was interrupted: those of .env are the stack's"
   start postgres
   settle
-else
-  main
 fi

@@ -11,7 +11,7 @@ main() {
   # ── Nothing was touched above this line ──
   setup/engine.sh
   setup/images.sh
-  [ ! -e .env.rotating ] || ops/rotate-secrets.sh finish
+  ops/rotate-secrets.sh finish # one that was interrupted
   step "Starting the stack (half a minute)"
   # shellcheck disable=SC2119  # all services
   start || {
