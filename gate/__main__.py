@@ -102,6 +102,8 @@ class Gate:
         async with self.engine.get(f"{API}/containers/{container}/json") as response:
             if response.status == 404:
                 return  # the engine says so once more
+            if response.status != 200:
+                raise ClientError(f"status {response.status} of container {container[:12]}")
             labels = (await response.json())["Config"]["Labels"] or {}
         if labels.get(GATE_LABEL) != self.policy.network:
             raise Refused("container", "a flow run's of this stack", container[:12])
@@ -124,9 +126,13 @@ class Gate:
             response.content_length = answered.content_length
             response.content_type = answered.content_type
             await response.prepare(request)
-            async for chunk in answered.content.iter_any():
-                await response.write(chunk)
-            await response.write_eof()
+            try:
+                async for chunk in answered.content.iter_any():
+                    await response.write(chunk)
+                await response.write_eof()
+            except ClientError:  # half an answer: its reader must not take it for a whole one
+                if request.transport:
+                    request.transport.abort()
             return response
 
 
