@@ -7,4 +7,5 @@ cd "$(dirname "$0")/.."
 require_env
 step "Stopping the workers, then the rest (flow runs that are going have half a minute)"
 stop_workers
+docker compose --progress quiet start firewall >/dev/null 2>&1 || true # killed, it would leave its rules
 docker compose --progress "$PROGRESS" --profile backup down --remove-orphans

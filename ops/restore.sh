@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 . ops/database.sh
 
 # Of this machine; every other setting comes from the backup, with the data that it belongs to.
-MACHINE="COMPOSE_PROJECT_NAME PREFECT_PORT UPSTREAM_PORT DOCKER_SOCKET DOCKER_GID CA_BUNDLE"
+MACHINE="COMPOSE_PROJECT_NAME PREFECT_PORT UPSTREAM_PORT HOST_PORTS DOCKER_SOCKET DOCKER_GID CA_BUNDLE"
 
 FILE=${FILE:-}
 AGAIN="make restore FILE=$FILE"

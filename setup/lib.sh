@@ -126,6 +126,10 @@ start() {
   # A service whose profile was switched off is no orphan to Compose.
   docker compose config --services | grep -qx backup ||
     docker compose --progress quiet --profile backup rm --stop --force backup >/dev/null 2>&1 || true
+  # A network keeps the bridge that it was made with, and older Composes keep the network.
+  wanted=$(docker compose config | sed -n 's/.*com\.docker\.network\.bridge\.name: //p')
+  made=$(docker network inspect --format '{{index .Options "com.docker.network.bridge.name"}}' "$(flows_network)" 2>/dev/null) || made=$wanted
+  [ "$made" = "$wanted" ] || ops/down.sh || return 1
   docker compose --progress "$PROGRESS" up --detach --wait --quiet-pull --remove-orphans "$@" || {
     explain
     return 1

@@ -9,6 +9,7 @@ MEMORY_MIB=2048
 DISK_MIB=4096
 COMPOSE=2.24
 ENGINE=25
+PORT='([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])'
 URLS="ACTIVITY_API_URL USERS_API_URL FACT_API_URL GITHUB_API_URL ALERT_WEBHOOK_URL"
 
 failures=0
@@ -144,7 +145,7 @@ check_env() {
       failed ".env" "Unix line ends" "Windows line ends (CRLF)" "tr -d '\\r' <.env >.env.new && mv .env.new .env"
       return
     fi
-    for key in COMPOSE_PROJECT_NAME PREFECT_PORT UPSTREAM_PORT SCHEDULE_TIMEZONE $URLS; do
+    for key in COMPOSE_PROJECT_NAME PREFECT_PORT UPSTREAM_PORT HOST_PORTS SCHEDULE_TIMEZONE $URLS; do
       check_override "$key"
     done
   fi
@@ -158,6 +159,7 @@ check_env() {
   check_value POSTGRES_PASSWORD '^[A-Za-z0-9.:_=+/@-]+$' "letters, digits and . : _ = + / @ -"
   check_value PREFECT_SERVER_ENCRYPTION_KEY '^[A-Za-z0-9_-]{43}=$' "44 characters, the last one ="
   check_value FORK_WORKERS '^[0-9]*$' "a number"
+  check_value HOST_PORTS "^ *(all|($PORT( +$PORT)*)?) *$" "port numbers, 1 to 65535, separated by blanks; or all"
   check_value FLOW_IMAGES '^[a-z0-9._/:@, -]*$' "image names, name:tag or name for any tag"
   check_value FLOW_VOLUMES '^[A-Za-z0-9_., -]*$' "names of volumes, no folders"
   check_value FLOW_MAX_MEMORY '^([1-9][0-9]*[kmgKMG]?)?$' "an amount of memory such as 4g"

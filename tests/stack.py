@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -191,6 +192,14 @@ class Stack:
         )
         with contextlib.closing(opened):
             yield opened
+
+    def let_reach(self, ports: str) -> None:
+        """Sets HOST_PORTS: what containers may reach of this machine."""
+        path = self.folder / ".env"
+        path.write_text(re.sub(r"(?m)^HOST_PORTS=.*$", f"HOST_PORTS={ports}", path.read_text()))
+        command = ("docker", "compose", "--progress", "quiet", "up", "--detach", "--wait")
+        done = self.run(*command, "--no-deps", "firewall")
+        assert done.returncode == 0, done.stdout
 
     def sql(self, query: str) -> list[tuple[Any, ...]]:
         """A statement for the stack's Postgres.

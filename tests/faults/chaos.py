@@ -214,6 +214,7 @@ class Campaign:
         self._original = self._project.read_text()
         self._flow = stack.folder / "flows" / FLOW.name
         self._flow.write_text(FLOW.read_text())
+        stack.let_reach(str(ledger.port))
         self.deploy()
         # The scheduler looks for what was deployed every 5 s.
         self.since = time.time() + 10
@@ -223,6 +224,7 @@ class Campaign:
         """Leaves the stack as it was found."""
         self._project.write_text(self._original)
         self._flow.unlink()
+        self.stack.let_reach("")
         for name in (*POOLS, "limited"):
             deployment = self.stack.deployment(f"ledger/{name}")["id"]
             self.stack.api("DELETE", f"/deployments/{deployment}")

@@ -190,6 +190,11 @@ class Ledger:
         host, port = self._address
         return f"http://{host}:{port}/"
 
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._address[1]
+
     def open(self) -> None:
         """Begins to listen; after `close`, at the same address."""
         ledger = self

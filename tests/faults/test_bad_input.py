@@ -109,6 +109,7 @@ def test_settings_of_the_first_up_that_are_wrong_in_the_environment(project_copy
         "COMPOSE_PROJECT_NAME": "New Comer",
         "SCHEDULE_TIMEZONE": "Mars/Olympus",
         "FORK_WORKERS": "some",
+        "HOST_PORTS": "22 70000",
     }
     output = project_copy.make(
         "up", code=2, env=wrong | {"PREFECT_PORT": port, "UPSTREAM_PORT": port}
@@ -116,7 +117,7 @@ def test_settings_of_the_first_up_that_are_wrong_in_the_environment(project_copy
     for key in wrong:
         assert f"FAIL  {key} in the environment" in output
     assert "expected: another port than PREFECT_PORT" in output
-    assert "4 of the above to mend, then: make up" in output
+    assert "5 of the above to mend, then: make up" in output
     assert not (project_copy.folder / ".env").exists()
     assert_untouched(project_copy)
 

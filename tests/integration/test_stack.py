@@ -213,6 +213,7 @@ def test_services_are_locked_down(stack: Stack, first_run: dict[str, Any]) -> No
     assert ids.keys() == {
         "postgres",
         "migrate",
+        "firewall",
         "server",
         "deploy",
         "worker",
@@ -226,7 +227,11 @@ def test_services_are_locked_down(stack: Stack, first_run: dict[str, Any]) -> No
         host = facts["HostConfig"]
         assert not [secret for secret in secrets if secret in text], service
         assert ("docker.sock:" in text) == (service == "gate"), service
-        assert facts["Config"]["User"] not in {"", "root", "0", "0:0"}, service
+        # The one that is root, with the one power that it is there for.
+        root = facts["Config"]["User"] in {"", "root", "0", "0:0"}
+        assert root == (service == "firewall"), service
+        assert (host["CapAdd"] or []) == (["CAP_NET_ADMIN"] if root else []), service
+        assert host["Privileged"] is False, service
         assert host["ReadonlyRootfs"], service
         assert host["CapDrop"] == ["ALL"], service
         assert host["SecurityOpt"] == ["no-new-privileges:true"], service
@@ -244,6 +249,7 @@ def test_services_are_locked_down(stack: Stack, first_run: dict[str, Any]) -> No
             "migrate": {"backend"},
             "server": {"backend", "flows"},
             "gate": {"none"},
+            "firewall": {"host"},
         }.get(service, {"flows"}), service
     internal = docker("network", "inspect", "--format", "{{.Internal}}", f"{stack.project}_backend")
     assert internal.strip() == "true"
@@ -257,7 +263,7 @@ def test_images_carry_what_they_should_and_no_more(stack: Stack) -> None:
     assert imports("flow", "prefect, requests, httpx, pandas")
     assert not imports("flow", "prefect_docker")
     assert imports("worker", "prefect_docker")
-    for image in ("flow", "worker", "server", "upstream", "gate"):
+    for image in ("flow", "worker", "server", "upstream", "gate", "firewall"):
         name = f"{stack.project}-{image}:local"
         uv = docker(
             "run",

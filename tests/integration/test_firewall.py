@@ -1,0 +1,286 @@
+"""What is on the flows' network reaches the stack and the world, and of this machine nothing."""
+
+import contextlib
+import json
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.stack import ACTIVITY_URL, DAILY, Stack, docker, eventually
+
+pytestmark = pytest.mark.timeout(900)
+# Connects to each of the addresses, and says how that went.
+REACH = """
+import json, socket, sys
+from concurrent.futures import ThreadPoolExecutor
+
+def reach(where):
+    try:
+        socket.create_connection(where, timeout=4).close()
+    except OSError as error:
+        return type(error).__name__
+    return "reached"
+
+wheres = json.loads(sys.argv[1])
+with ThreadPoolExecutor(len(wheres)) as pool:
+    print(json.dumps(list(pool.map(lambda where: reach(tuple(where)), wheres))))
+"""
+# Tries one address again and again, until its input ends.
+INSIST = """
+import socket, sys, threading
+
+done, tries = threading.Event(), 0
+threading.Thread(target=lambda: (sys.stdin.read(), done.set()), daemon=True).start()
+while not done.is_set():
+    tries += 1
+    try:
+        socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=0.2).close()
+        print("reached")
+    except OSError:
+        pass
+print(tries)
+"""
+Where = tuple[str, int]
+
+
+class Listeners:
+    """Ports of this machine that answer, one for each of its addresses that is of interest."""
+
+    def __init__(self, exits: contextlib.ExitStack, **addresses: str) -> None:
+        """Listens until `exits` closes; TCP, and UDP for one more on all addresses."""
+        self.hosts = [host for host in addresses.values() if host != "0.0.0.0"]  # noqa: S104
+        self.sockets = {
+            name: exits.enter_context(socket.create_server((host, 0)))
+            for name, host in addresses.items()
+        }
+
+    def port(self, name: str) -> int:
+        """A listener's."""
+        return int(self.sockets[name].getsockname()[1])
+
+    @property
+    def wheres(self) -> list[Where]:
+        """All ways to reach one."""
+        found = []
+        for name, listener in self.sockets.items():
+            own = listener.getsockname()[0]
+            hosts = self.hosts if own == "0.0.0.0" else [own]  # noqa: S104
+            found += [(host, self.port(name)) for host in hosts]
+        return found
+
+
+@pytest.fixture
+def listeners(stack: Stack, first_run: dict[str, Any]) -> Iterator[Listeners]:
+    with contextlib.ExitStack() as exits:
+        probe = exits.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        probe.connect(("192.0.2.1", 9))  # sends nothing; for the address that it would be sent from
+        yield Listeners(
+            exits,
+            everywhere="0.0.0.0",  # noqa: S104
+            another="0.0.0.0",  # noqa: S104
+            bridge=gateway(stack.flows_network),
+            docker0=gateway("bridge"),
+            outer=probe.getsockname()[0],
+        )
+
+
+@pytest.fixture
+def flow(stack: Stack, first_run: dict[str, Any]) -> Iterator[str]:
+    """A real flow run's container, at work."""
+    run = stack.start(DAILY, url=f"{ACTIVITY_URL}?fault_delay=60")
+    container = stack.container(run)
+    stack.running(run)
+    yield container
+    docker("kill", container)
+    stack.finished(run)
+    stack.cleared(run)
+
+
+def gateway(network: str) -> str:
+    """This machine's address on a network's bridge."""
+    text = "{{(index .IPAM.Config 0).Gateway}}"
+    return docker("network", "inspect", "--format", text, network).strip()
+
+
+def service(stack: Stack, name: str) -> str:
+    """The id of a service's container."""
+    return stack.run("docker", "compose", "ps", "--all", "--quiet", name).stdout.strip()
+
+
+def reached(container: str, wheres: list[Where]) -> list[Where]:
+    """Which of them a container reaches."""
+    output = docker("exec", container, "python", "-c", REACH, json.dumps(wheres))
+    return [
+        where for where, how in zip(wheres, json.loads(output), strict=True) if how == "reached"
+    ]
+
+
+def tables(stack: Stack) -> list[str]:
+    """This stack's in the machine's packet filter."""
+    output = docker(
+        *("run", "--rm", "--network=host", "--cap-drop=ALL", "--cap-add=NET_ADMIN"),
+        *(f"{stack.project}-firewall:local", "nft", "list", "tables"),
+    )
+    return re.findall(rf"\bflows-{stack.port}\b", output)
+
+
+def test_a_flow_reaches_the_stack_and_the_world_and_nothing_of_this_machine(
+    stack: Stack, listeners: Listeners, flow: str
+) -> None:
+    def address(name: str, network: str) -> str:
+        (facts,) = json.loads(docker("inspect", service(stack, name)))
+        return str(facts["NetworkSettings"]["Networks"][f"{stack.project}_{network}"]["IPAddress"])
+
+    postgres = address("postgres", "backend")
+    # What apt in the image would ask, as the build has.
+    world = (re.findall(r"https?://([^/:\s]+)", docker("exec", flow, "sh", "-c", APT))[0], 80)
+    there = [("server", 4200), ("upstream", 8000), world]
+    closed = [
+        ("postgres", 5432),
+        (postgres, 5432),
+        (address("server", "backend"), 4200),
+        ("gate", 2375),
+        ("firewall", 80),
+        *((host, port) for host in listeners.hosts for port in (22, 2375, 2376, 5432)),
+        *((host, stack.port) for host in listeners.hosts),
+        *((host, int(stack.settings["UPSTREAM_PORT"])) for host in listeners.hosts),
+        *listeners.wheres,
+    ]
+    assert reached(flow, [*there, *closed]) == there
+    fork_worker = service(stack, "fork-worker")
+    assert reached(fork_worker, [*there, *listeners.wheres]) == there
+    assert docker("exec", flow, "sh", "-c", "echo /run/*/*.sock /var/run/*.sock").strip() == (
+        "/run/*/*.sock /var/run/*.sock"
+    )
+
+
+APT = "cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null"
+
+
+def test_udp_does_not_get_through_either(stack: Stack, listeners: Listeners, flow: str) -> None:
+    send = "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
+    send += "s.sendto(b'x', (sys.argv[1], int(sys.argv[2])))"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("0.0.0.0", 0))  # noqa: S104
+        sock.settimeout(2)
+        where = (gateway(stack.flows_network), str(sock.getsockname()[1]))
+        docker("exec", flow, "python", "-c", send, *where)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        stack.let_reach(where[1])
+        try:
+            docker("exec", flow, "python", "-c", send, *where)
+            assert sock.recv(1) == b"x"
+        finally:
+            stack.let_reach("")
+
+
+def test_other_networks_are_left_alone(stack: Stack, listeners: Listeners) -> None:
+    image = f"{stack.project}-flow:local"
+    output = docker("run", "--rm", image, "python", "-c", REACH, json.dumps(listeners.wheres))
+    assert set(json.loads(output)) == {"reached"}
+
+
+def test_host_ports_are_let_through_and_no_others(
+    stack: Stack, listeners: Listeners, flow: str
+) -> None:
+    ports = [listeners.port("everywhere"), listeners.port("bridge")]
+    try:
+        stack.let_reach("  ".join(map(str, ports)))
+        open_ = [where for where in listeners.wheres if where[1] in ports]
+        assert reached(flow, listeners.wheres) == open_
+        stack.let_reach("all")
+        assert reached(flow, listeners.wheres) == listeners.wheres
+        assert tables(stack) == []
+    finally:
+        stack.let_reach("")
+    assert reached(flow, listeners.wheres) == []
+
+
+def test_the_rule_outlives_its_service(stack: Stack, listeners: Listeners, flow: str) -> None:
+    """Killed, it leaves the rule; replaced, it leaves no gap; what somebody empties is filled."""
+    firewall = service(stack, "firewall")
+    docker("kill", firewall)
+    assert reached(flow, listeners.wheres) == []
+    assert "firewall: is exited" in stack.make("status", code=2)
+    docker("start", firewall)
+    healthy(firewall)
+
+    docker("exec", firewall, "sh", "-c", "kill -9 -1")
+    eventually("a restart", 20, lambda: restarts(firewall) > 0 or None)
+    healthy(firewall)
+    assert reached(flow, listeners.wheres) == []
+
+    where = (listeners.hosts[0], str(listeners.port("everywhere")))
+    insist = subprocess.Popen(
+        ["docker", "exec", "--interactive", flow, "python", "-c", INSIST, *where],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        stack.let_reach(str(listeners.port("another")))
+        stack.let_reach("")
+    finally:
+        output, _ = insist.communicate()
+    assert service(stack, "firewall") != firewall
+    assert "reached" not in output
+    assert int(output) > 1000
+
+    firewall = service(stack, "firewall")
+    docker("exec", firewall, "nft", "delete", "table", "inet", f"flows-{stack.port}")
+    assert reached(flow, listeners.wheres) == listeners.wheres
+    eventually("the rule", 30, lambda: reached(flow, listeners.wheres) == [] or None)
+
+
+def restarts(container: str) -> int:
+    return int(docker("inspect", "--format", "{{.RestartCount}}", container))
+
+
+def healthy(container: str) -> None:
+    """Waits until a container is."""
+    text = "{{.State.Health.Status}}"
+    eventually(
+        "a healthy firewall",
+        30,
+        lambda: docker("inspect", "--format", text, container).strip() == "healthy" or None,
+    )
+
+
+def test_a_change_replaces_nothing_else(stack: Stack, first_run: dict[str, Any]) -> None:
+    def others() -> dict[str, str]:
+        names = ("server", "upstream", "worker", "fork-worker")
+        return {name: service(stack, name) for name in names}
+
+    path = stack.folder / ".env"
+    original, before = path.read_text(), others()
+    path.write_text(original.replace("HOST_PORTS=", "HOST_PORTS=5432"))
+    try:
+        stack.make("up")
+        assert others() == before
+    finally:
+        path.write_text(original)
+        stack.make("up")
+    assert others() == before
+
+
+def test_down_leaves_nothing_and_a_network_of_before_is_made_anew(
+    stack: Stack, first_run: dict[str, Any]
+) -> None:
+    assert tables(stack) == [f"flows-{stack.port}"]
+    docker("kill", service(stack, "firewall"))
+    stack.make("down")
+    assert tables(stack) == []
+    # As a version without the firewall made it.
+    labels = (f"com.docker.compose.project={stack.project}", "com.docker.compose.network=flows")
+    flags = [flag for label in labels for flag in ("--label", label)]
+    docker("network", "create", *flags, stack.flows_network)
+    stack.make("up")
+    text = '{{index .Options "com.docker.network.bridge.name"}}'
+    name = docker("network", "inspect", "--format", text, stack.flows_network).strip()
+    assert tables(stack) == [name]
+    assert "everything is right" in stack.make("status")
