@@ -18,6 +18,8 @@ USER = "10001:10001"  # as in our images
 RUN_LABEL = "io.prefect.flow-run-id"
 GATE_LABEL = "prefect-stack.gate"  # what the gate has made: its value, the flows' network
 MEMORY, PIDS, MAX_PIDS = 1 << 30, 512, 4096
+# A quarter of the server's (docker-compose.yml): a flow that loads must not delay one that runs.
+CPU_SHARES = 512
 SAME = ("Image", "Cmd", "Entrypoint", "Env", "WorkingDir")  # what is passed on as it is
 TMPFS = {"/tmp": "mode=1777,size=256m"}  # noqa: S108  # in the container
 UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -174,6 +176,7 @@ def flow_container(asked: dict[str, Any], policy: Policy) -> dict[str, Any]:
             "MemorySwap": memory,
             "PidsLimit": limits.get("PidsLimit", PIDS),
             "CpuPeriod": 100_000,
+            "CpuShares": CPU_SHARES,
             "CpuQuota": math.ceil(100_000 * policy.cpus),
             "CgroupParent": policy.cgroup,
             "Tmpfs": limits.get("Tmpfs", TMPFS),

@@ -150,9 +150,47 @@ explain() {
 # Made here, because Compose would leave it to the engine: as root, for everybody to read.
 backups_folder() { (umask 077 && mkdir -p backups); }
 
+# label_images: what the Compose file's labels say. The revision is the commit that last touched what
+# the image is made of: any other one would change an image, and so replace its containers, for nothing.
+label_images() {
+  IMAGE_VERSION=$(pyproject version)
+  IMAGE_SOURCE=$(image_source)
+  all="pyproject.toml uv.lock setup/venv.sh setup/image"
+  # shellcheck disable=SC2086  # a path a word
+  {
+    SERVER_REVISION=$(revision $all server 'ops/*.py')
+    FLOW_REVISION=$(revision $all worker ':!worker/docker_worker.py' fork_pool flows prefect.yaml)
+    WORKER_REVISION=$(revision $all worker/Dockerfile worker/docker_worker.py fork_pool)
+    UPSTREAM_REVISION=$(revision $all upstream)
+    GATE_REVISION=$(revision $all gate)
+    FIREWALL_REVISION=$(revision firewall setup/lib.sh)
+  }
+  export IMAGE_VERSION IMAGE_SOURCE SERVER_REVISION FLOW_REVISION WORKER_REVISION UPSTREAM_REVISION
+  export GATE_REVISION FIREWALL_REVISION
+}
+
+pyproject() { sed -n "s/^$1 = \"\(.*\)\"\$/\1/p" pyproject.toml | head -n 1; }
+
+# image_source: the project's public address, as pyproject.toml or git has it; else its name.
+image_source() {
+  address=$(pyproject Source)
+  if [ -z "$address" ] && [ "$(revision pyproject.toml)" != unknown ]; then
+    address=$(git remote get-url origin 2>/dev/null | sed -nE 's|^(https?://)([^/]*@)?|\1|p')
+  fi
+  printf '%s' "${address:-$(pyproject name)}"
+}
+
+# revision PATH…: the commit that last touched any of them; "-modified" where they differ from it.
+revision() {
+  commit=$(git log -1 --format=%H -- "$@" 2>/dev/null) || true
+  [ -z "$commit" ] || [ -z "$(git status --porcelain -- "$@")" ] || commit=$commit-modified
+  printf '%s' "${commit:-unknown}"
+}
+
 # build [SERVICE]: on a terminal with Compose's own display; elsewhere only what led to a failure.
 # The images that the new ones replaced go.
 build() {
+  label_images
   if [ -t 1 ]; then
     docker compose build "$@" || return 1
   else

@@ -33,6 +33,7 @@ HOST = {
     "NetworkMode": NETWORK,
     "CpuPeriod": 100_000,
     "CpuQuota": 200_000,
+    "CpuShares": 512,
     "CgroupParent": "",
     "ReadonlyRootfs": True,
     "Init": True,

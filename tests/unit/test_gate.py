@@ -38,6 +38,7 @@ MADE = {
         "PidsLimit": 512,
         "CpuPeriod": 100_000,
         "CpuQuota": 200_000,
+        "CpuShares": 512,
         "CgroupParent": "",
         "Tmpfs": {"/tmp": "mode=1777,size=256m"},  # noqa: S108
         "ReadonlyRootfs": True,

@@ -1,0 +1,578 @@
+"""Is the stack as locked down as it is meant to be? A row a rule, a line for what breaks one.
+
+Reads the tar that ops/audit.sh packs of what Docker says; the arguments are the project's name and
+its folder's. Numbers are those of the CIS Docker Benchmark 1.6 and of OWASP's Docker Security Cheat
+Sheet. Exit code 0 only if no rule is broken. A secret is told by its name, never by its value.
+"""
+
+import base64
+import json
+import re
+import sys
+import tarfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import IO, Any, Generic, TypeVar
+from urllib.parse import quote
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ops.status import ONE_SHOTS
+
+# ── Who may do what the others may not ───────────────────────────────────────────────────────────
+SOCKET = {"gate"}  # asks Docker for flow containers
+PUBLIC = {"proxy"}  # what other machines may see, by TLS
+ROOT = {"backup"}  # reads .env and what flows wrote, whoever owns it
+CAPABILITIES = {"backup": {"CHOWN", "DAC_OVERRIDE"}}
+FOLDERS = {("backup", ".", "ro"), ("backup", "backups", "rw")}  # of the host, from the project's on
+DATABASE = {"postgres", "migrate", "server", "backup"}  # on the database's network
+FLOW_SECRETS = {"PREFECT_API_AUTH_STRING"}  # the worker hands it over: a flow reports to the API
+
+SECRETS = (
+    "PREFECT_API_AUTH_STRING",
+    "POSTGRES_PASSWORD",
+    "PREFECT_SERVER_ENCRYPTION_KEY",
+    "BACKUP_PASSPHRASE",
+    "ALERT_WEBHOOK_URL",
+)
+SHORTEST = 12  # characters of a secret; a shorter one can be guessed, and is in every other word
+STALE_DAYS = 90
+LABELS = ("title", "description", "version", "revision", "source", "licenses")
+COMPOSE = "docker-compose.yml"
+
+T = TypeVar("T")
+
+
+# ── What there is ────────────────────────────────────────────────────────────────────────────────
+@dataclass
+class Stack:
+    """All of it."""
+
+    project: str
+    folders: list[PurePosixPath]  # the project's, under each of its names
+    secrets: dict[str, str] = field(default_factory=dict)
+    docker_socket: str = ""
+    containers: list["Container"] = field(default_factory=list)
+    images: list["Image"] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+
+    def secrets_in(self, text: str) -> list[str]:
+        """The names of the secrets that a text gives away."""
+        known = self.secrets.items()
+        return [name for name, value in known if any(form in text for form in forms(value))]
+
+    def inside(self, path: str) -> str | None:
+        """A path of the host's, from the project's folder on; None if it is elsewhere."""
+        found = PurePosixPath("/") / path.removeprefix("/host_mnt")  # Docker Desktop's own prefix
+        for folder in self.folders:
+            if found.is_relative_to(folder):
+                return str(found.relative_to(folder))
+        return None
+
+
+@dataclass
+class Container:
+    """A container of the stack's."""
+
+    stack: Stack
+    facts: dict[str, Any]  # docker inspect
+    processes: str  # docker top
+    logged: list[str]  # the secrets in its log, by name
+
+    def __post_init__(self) -> None:
+        """Names what the rules ask for most."""
+        self.name = str(self.facts["Name"]).removeprefix("/")
+        self.config: dict[str, Any] = self.facts["Config"]
+        self.host: dict[str, Any] = self.facts["HostConfig"]
+        labels = self.config["Labels"] or {}
+        self.is_flow = "io.prefect.flow-run-id" in labels
+        self.service = "" if self.is_flow else labels.get("com.docker.compose.service", "")
+        # Does it do its work and end?
+        one_off = labels.get("com.docker.compose.oneoff") == "True"
+        self.ends = self.is_flow or one_off or self.service in ONE_SHOTS
+
+    @property
+    def binds(self) -> list[dict[str, Any]]:
+        """What it sees of the host's file system."""
+        return [mount for mount in self.facts["Mounts"] if mount["Type"] == "bind"]
+
+    def is_socket(self, mount: dict[str, Any]) -> bool:
+        """Is it an engine's?"""
+        by_name = re.search(r"/(docker|containerd|podman|crio)\.sock$", mount["Source"])
+        return bool(by_name) or mount["Source"] == self.stack.docker_socket
+
+    @property
+    def ports(self) -> list[tuple[str, int]]:
+        """Address and port on the host of each that is published; port 0 is any."""
+        return [
+            (one["HostIp"] or "0.0.0.0", int(one["HostPort"] or 0))  # noqa: S104
+            for bindings in (self.host["PortBindings"] or {}).values()
+            for one in bindings or []
+        ]
+
+
+@dataclass
+class Image:
+    """An image that a container of the stack's is made of."""
+
+    stack: Stack
+    name: str
+    facts: dict[str, Any]  # docker image inspect
+    history: str
+
+
+# ── Rules: what is expected, how to mend it, and a function that finds what isn't so ─────────────
+@dataclass
+class Rule(Generic[T]):
+    """A row of the table."""
+
+    number: str
+    what: str
+    fix: str
+    wrong: Callable[[T], list[str]]
+
+
+CONTAINERS: list[Rule[Container]] = []
+IMAGES: list[Rule[Image]] = []
+WHOLE: list[Rule[Stack]] = []
+
+
+def rule(
+    rules: list[Rule[T]], number: str, what: str, fix: str
+) -> Callable[[Callable[[T], list[str]]], None]:
+    """Makes a row of a function."""
+    return lambda wrong: rules.append(Rule(number, what, fix, wrong))
+
+
+def when(condition: object, found: str) -> list[str]:
+    """What was found, if it was."""
+    return [found] if condition else []
+
+
+@rule(CONTAINERS, "CIS 4.1", "a user that isn't root", 'user: "10001:10001"')
+def _(container: Container) -> list[str]:
+    user = str(container.config["User"])
+    uid = user.split(":")[0]
+    is_root = uid in {"", "root"} or (uid.isdigit() and int(uid) == 0)
+    return when(is_root and container.service not in ROOT, user or "root, by default")
+
+
+@rule(CONTAINERS, "CIS 5.4", "no capabilities", "cap_drop: [ALL], no cap_add")
+def _(container: Container) -> list[str]:
+    dropped = container.host["CapDrop"] or []
+    added = {name.removeprefix("CAP_") for name in container.host["CapAdd"] or []}
+    added -= CAPABILITIES.get(container.service, set())
+    kept = when("ALL" not in dropped, "not all of them dropped")
+    return kept + when(added, f"added: {', '.join(sorted(added))}")
+
+
+@rule(CONTAINERS, "CIS 5.5", "not privileged", "no privileged")
+def _(container: Container) -> list[str]:
+    return when(container.host["Privileged"], "privileged")
+
+
+@rule(CONTAINERS, "CIS 5.26", "no new privileges", "security_opt: no-new-privileges:true")
+def _(container: Container) -> list[str]:
+    options = {option.replace("=", ":") for option in container.host["SecurityOpt"] or []}
+    return when(not options & {"no-new-privileges", "no-new-privileges:true"}, "not said")
+
+
+@rule(
+    CONTAINERS, "CIS 5.22", "seccomp, AppArmor, SELinux, masked paths on", "no security_opt for it"
+)
+def _(container: Container) -> list[str]:
+    options = container.host["SecurityOpt"] or []
+    unmasked = not container.host["MaskedPaths"] and not container.host["Privileged"]
+    off = [option for option in options if re.search(r"unconfined|label[:=]disable", option)]
+    return off + when(unmasked, "systempaths=unconfined")
+
+
+@rule(CONTAINERS, "CIS 5.13", "a read-only root file system", "read_only: true")
+def _(container: Container) -> list[str]:
+    return when(not container.host["ReadonlyRootfs"], "a writable one")
+
+
+def shared(key: str) -> Callable[[Container], list[str]]:
+    """Finds a namespace that isn't the container's own."""
+
+    def wrong(container: Container) -> list[str]:
+        mode = container.host[key]
+        return when(re.match(r"host$|shareable$|container:", mode), mode)
+
+    return wrong
+
+
+rule(CONTAINERS, "CIS 5.10", "a network of its own", "no network_mode")(shared("NetworkMode"))
+rule(CONTAINERS, "CIS 5.16", "processes of its own", "no pid")(shared("PidMode"))
+rule(CONTAINERS, "CIS 5.17", "IPC of its own", "no ipc")(shared("IpcMode"))
+rule(CONTAINERS, "CIS 5.21", "a host name of its own", "no uts")(shared("UTSMode"))
+rule(CONTAINERS, "CIS 5.31", "the engine's user namespace", "no userns_mode")(shared("UsernsMode"))
+
+
+@rule(CONTAINERS, "CIS 5.30", "not on Docker's default bridge", "networks")
+def _(container: Container) -> list[str]:
+    return when(container.host["NetworkMode"] in {"bridge", "default"}, "on it")
+
+
+@rule(CONTAINERS, "OWASP 5", "only who asks the database on its network", "networks")
+def _(container: Container) -> list[str]:
+    found = container.facts["NetworkSettings"]["Networks"] or {}
+    backend = f"{container.stack.project}_backend"
+    return when(backend in found and container.service not in DATABASE, backend)
+
+
+@rule(CONTAINERS, "CIS 5.18", "no devices of the host's", "no devices")
+def _(container: Container) -> list[str]:
+    keys = ("Devices", "DeviceRequests", "DeviceCgroupRules")
+    return [f"{key}: {json.dumps(found)}" for key in keys if (found := container.host[key])]
+
+
+@rule(CONTAINERS, "CIS 5.32", "the Docker socket with the gate alone", "no such volume")
+def _(container: Container) -> list[str]:
+    found = [mount["Source"] for mount in container.binds if container.is_socket(mount)]
+    return [] if container.service in SOCKET else found
+
+
+@rule(CONTAINERS, "CIS 5.6", "of the host only what is meant, read-only", "a named volume")
+def _(container: Container) -> list[str]:
+    found = []
+    for mount in container.binds:
+        path = container.stack.inside(mount["Source"])
+        mode = "rw" if mount["RW"] else "ro"
+        harmless = mode == "ro" and path not in {None, ".", ".env", ".secrets"}
+        meant = (container.service, path, mode) in FOLDERS or container.is_socket(mount)
+        if not harmless and not meant:
+            found.append(f"{mount['Source']}:{mount['Destination']}:{mode}")
+    return found
+
+
+@rule(CONTAINERS, "CIS 5.20", "mounts that don't show outside", "no propagation: shared")
+def _(container: Container) -> list[str]:
+    mounts = container.facts["Mounts"]
+    return [
+        f"{mount['Destination']}: {mount['Propagation']}"
+        for mount in mounts
+        if mount.get("Propagation") in {"shared", "rshared"}
+    ]
+
+
+@rule(CONTAINERS, "CIS 5.14", "ports on the loopback, but for proxy", 'ports: ["127.0.0.1:…"]')
+def _(container: Container) -> list[str]:
+    loopback = ("127.", "::1")
+    found = [f"{ip}:{port or 'any'}" for ip, port in container.ports if not ip.startswith(loopback)]
+    found += when(container.host["PublishAllPorts"], "all of its ports, everywhere")
+    return [] if container.service in PUBLIC else found
+
+
+@rule(CONTAINERS, "CIS 5.8", "no privileged ports, but for proxy", "a port from 1024 on")
+def _(container: Container) -> list[str]:
+    found = [f"{ip}:{port}" for ip, port in container.ports if 0 < port < 1024]
+    return [] if container.service in PUBLIC else found
+
+
+@rule(CONTAINERS, "CIS 5.11", "bounded memory", "mem_limit")
+def _(container: Container) -> list[str]:
+    return when(not container.host["Memory"], "no bound")
+
+
+@rule(CONTAINERS, "CIS 5.12", "a CPU priority of its own", "cpu_shares")
+def _(container: Container) -> list[str]:
+    chosen = container.host["CpuShares"] not in {0, 1024} or container.host["NanoCpus"]
+    return when(not chosen, "the default")
+
+
+@rule(CONTAINERS, "CIS 5.29", "bounded processes", "pids_limit")
+def _(container: Container) -> list[str]:
+    return when((container.host["PidsLimit"] or 0) <= 0, "no bound")
+
+
+@rule(CONTAINERS, "CIS 5.25", "the engine's cgroup", "no cgroup_parent")
+def _(container: Container) -> list[str]:
+    return when(container.host["CgroupParent"], container.host["CgroupParent"])
+
+
+# CIS asks for on-failure:5, by which nothing would come back after a reboot.
+@rule(CONTAINERS, "CIS 5.15", "no restart of what ended or was stopped", "restart: unless-stopped")
+def _(container: Container) -> list[str]:
+    policy = container.host["RestartPolicy"]
+    name = policy["Name"] or "no"
+    bounded = name == "no" or (name == "on-failure" and 0 < policy["MaximumRetryCount"] <= 5)
+    return when(not bounded and (container.ends or name != "unless-stopped"), name)
+
+
+@rule(CONTAINERS, "CIS 5.27", "a health check for what lasts", "healthcheck")
+def _(container: Container) -> list[str]:
+    test = (container.config.get("Healthcheck") or {}).get("Test") or ["NONE"]
+    return when(test == ["NONE"] and not container.ends, "none")
+
+
+@rule(CONTAINERS, "OWASP 7", "bounded logs", "logging: max-size, max-file")
+def _(container: Container) -> list[str]:
+    log = container.host["LogConfig"]
+    bounded = log["Type"] == "local" or {"max-size", "max-file"} <= (log["Config"] or {}).keys()
+    return when(not bounded, f"{log['Type']} {json.dumps(log['Config'] or {})}")
+
+
+@rule(CONTAINERS, "CIS 5.7", "no sshd", "no sshd")
+def _(container: Container) -> list[str]:
+    return when("sshd" in container.processes, "a process of that name")
+
+
+def unpinned(image: str) -> list[str]:
+    """An image without a tag, or with the one that moves."""
+    name = image.rsplit("/", 1)[-1]
+    pinned = "@sha256:" in image or (":" in name and not name.endswith(":latest"))
+    return when(not pinned, image)
+
+
+@rule(CONTAINERS, "OWASP 13", "an image by a tag that stays", "image: name:tag")
+def _(container: Container) -> list[str]:
+    return unpinned(container.config["Image"])
+
+
+@rule(CONTAINERS, "OWASP 12", "no secret in the environment", "its file, in secrets,")
+def _(container: Container) -> list[str]:
+    allowed = FLOW_SECRETS if container.is_flow else set()
+    entries = [entry.partition("=") for entry in container.config["Env"] or []]
+    texts = [(name, value) for name, _, value in entries if name not in allowed]
+    return secrets_named(container.stack, texts)
+
+
+@rule(CONTAINERS, "OWASP 12", "no secret in labels, commands, processes", "its file, in secrets,")
+def _(container: Container) -> list[str]:
+    texts = [*strings(container.facts), ("docker top", container.processes)]
+    return secrets_named(container.stack, [text for text in texts if text[0] != "Config.Env"])
+
+
+@rule(CONTAINERS, "OWASP 12", "no secret in logs", "another one of it in .env, not printed")
+def _(container: Container) -> list[str]:
+    return container.logged
+
+
+@rule(IMAGES, "CIS 4.10", "no secret in an image", "take it out of the Dockerfile, and rotate it")
+def _(image: Image) -> list[str]:
+    return secrets_named(image.stack, [*strings(image.facts), ("its history", image.history)])
+
+
+@rule(IMAGES, "OCI", "labels that say what an image is", "docker-compose.yml's build: labels")
+def _(image: Image) -> list[str]:
+    labels = image.facts["Config"]["Labels"] or {}
+    ours = labels.get("com.docker.compose.project") == image.stack.project
+    names = [f"org.opencontainers.image.{name}" for name in LABELS]
+    return [f"no {name}" for name in names if ours and not labels.get(name)]
+
+
+@rule(WHOLE, "CIS 4.2", "base images by a tag that stays", "FROM name:tag, never latest")
+def _(stack: Stack) -> list[str]:
+    found = []
+    for name, text in stack.files.items():
+        if name.endswith("Dockerfile"):
+            lines = re.findall(r"^FROM\s+(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?", text, re.I | re.M)
+            stages = {stage for _, stage in lines} | {"scratch"}
+            found += [
+                f"{name}: {base}" for base, _ in lines if base not in stages and unpinned(base)
+            ]
+    return found
+
+
+@rule(WHOLE, "CIS 4.10", "no secret in Dockerfiles and Compose file", "take it out, and rotate it")
+def _(stack: Stack) -> list[str]:
+    files = stack.files.items()
+    return secrets_named(
+        stack, [file for file in files if file[0].endswith(("Dockerfile", COMPOSE))]
+    )
+
+
+@rule(WHOLE, "OWASP 12", "secrets' files for their owner alone", "chmod go= FILE")
+def _(stack: Stack) -> list[str]:
+    rows = [line.split() for line in stack.files["modes"].splitlines()]
+    return [f"{row[-1]}: {row[0]}" for row in rows if row[0][4:10] != "------"]
+
+
+@rule(WHOLE, "OWASP 12", f"secrets of {SHORTEST} characters or more", "another one in .env")
+def _(stack: Stack) -> list[str]:
+    known = stack.secrets.items()
+    lengths = {name: len(value.split(":", 1)[-1]) for name, value in known if "://" not in value}
+    return [f"{name}: {length}" for name, length in lengths.items() if length < SHORTEST]
+
+
+@rule(WHOLE, "OWASP 5", "the database's network without a way out", "internal: true")
+def _(stack: Stack) -> list[str]:
+    found = json.loads(stack.files["networks.json"])
+    backend = f"{stack.project}_backend"
+    return [one["Name"] for one in found if one["Name"] == backend and not one["Internal"]]
+
+
+@rule(WHOLE, "-", "a flow container looked at", "make status")
+def _(stack: Stack) -> list[str]:
+    return when(not any(container.is_flow for container in stack.containers), "none")
+
+
+@rule(WHOLE, "OWASP 9", "no known vulnerability, or a young uv.lock", "uv lock --upgrade, make up")
+def _(stack: Stack) -> list[str]:
+    report = known(stack)
+    if report is None:
+        return when(lock_age(stack) > STALE_DAYS, f"uv.lock, {lock_age(stack)} days old")
+    return [
+        "{name} {version}: ".format(**one["dependency"])
+        + f"{one['display_id']}, fixed in {', '.join(one['fix_versions']) or 'no version yet'}"
+        for one in report["vulnerabilities"]
+    ]
+
+
+def known(stack: Stack) -> dict[str, Any] | None:
+    """What an advisory database said, by `uv audit`; None if none answered."""
+    text = stack.files.get("advisories.json", "")
+    return json.loads(text) if text.startswith("{") else None
+
+
+def lock_age(stack: Stack) -> int:
+    """How many days ago the newest package of uv.lock came out."""
+    newest = max(re.findall(r'upload-time = "([^"]+)"', stack.files["uv.lock"]))
+    return (datetime.now(UTC) - datetime.fromisoformat(newest)).days
+
+
+def who_was_asked(stack: Stack) -> str:
+    """Of vulnerabilities: a database, or only the calendar."""
+    if report := known(stack):
+        return f"{report['summary']['audited_packages']} packages, asked of a database"
+    reason = (stack.files["advisories.error"].strip().splitlines() or ["no answer"])[0]
+    age = f"uv.lock is {lock_age(stack)} days old, by the newest package in it"
+    return f"no advisory database reachable ({reason.removeprefix('error: ')}); {age}"
+
+
+# ── Secrets ──────────────────────────────────────────────────────────────────────────────────────
+def forms(value: str) -> set[str]:
+    """The ways in which a secret may be written: as it is, encoded; a login's password alone."""
+    plain = {value} if "://" in value else {value, value.split(":", 1)[-1]}
+    plain = {form for form in plain if len(form) >= SHORTEST}
+    return plain | {
+        encoded
+        for form in plain
+        for encoded in (
+            base64.b64encode(form.encode()).decode().rstrip("="),
+            base64.urlsafe_b64encode(form.encode()).decode().rstrip("="),
+            quote(form, safe=""),
+        )
+    }
+
+
+def strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in what Docker says, with the way to it; keys included."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield path, key
+            yield from strings(item, f"{path}.{key}".strip("."))
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item, path)
+    elif isinstance(value, str):
+        yield path, value
+
+
+def secrets_named(stack: Stack, texts: Iterable[tuple[str, str]]) -> list[str]:
+    """Which secret is in which text."""
+    found = {f"{name} in {where}" for where, text in texts for name in stack.secrets_in(text)}
+    return sorted(found)
+
+
+def secrets_of(stack: Stack, log: IO[bytes]) -> list[str]:
+    """The names of the secrets that a log gives away."""
+    every = {form for value in stack.secrets.values() for form in forms(value)}
+    pattern = re.compile("|".join(map(re.escape, sorted(every, key=len, reverse=True))).encode())
+    hits = {hit.decode() for line in log for hit in pattern.findall(line) if hit}
+    return sorted({secret for hit in hits for secret in stack.secrets_in(hit)})
+
+
+# ── Reading and telling ──────────────────────────────────────────────────────────────────────────
+def read(source: IO[bytes], project: str, folders: list[str]) -> Stack:
+    """The stack, as the tar has it."""
+    stack = Stack(project, [PurePosixPath(folder) for folder in folders])
+    texts: dict[str, dict[str, str]] = defaultdict(dict)
+    logged: dict[str, list[str]] = {}
+    with tarfile.open(fileobj=source, mode="r|") as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            if content is None:
+                continue
+            path = PurePosixPath(member.name)
+            if str(path.parent) == "logs":
+                logged[path.name] = secrets_of(stack, content)
+            elif str(path) == ".env":
+                lines = content.read().decode().splitlines()
+                settings = dict(line.split("=", 1) for line in lines if "=" in line)
+                settings = {key: value.strip("\"'") for key, value in settings.items()}
+                stack.secrets = {key: settings[key] for key in SECRETS if settings.get(key)}
+                stack.docker_socket = settings.get("DOCKER_SOCKET", "")
+            else:
+                text = content.read().decode(errors="replace")
+                stack.files[str(path)] = texts[str(path.parent)][path.name] = text
+    names = {}
+    for key, text in texts["containers"].items():
+        (facts,) = json.loads(text)
+        names[facts["Image"].removeprefix("sha256:")] = facts["Config"]["Image"]
+        processes = texts["processes"].get(key, "")
+        stack.containers.append(Container(stack, facts, processes, logged.get(key, [])))
+    for key, text in texts["images"].items():
+        (facts,) = json.loads(text)
+        stack.images.append(Image(stack, names[key], facts, texts["histories"][key]))
+    stack.containers.sort(key=lambda container: container.name)
+    stack.images.sort(key=lambda image: image.name)
+    return stack
+
+
+def judge(stack: Stack) -> tuple[Table, list[str]]:
+    """A row a rule; a line for whatever breaks one."""
+    table = Table("", "rule", "looked at", "", box=None, header_style="bold")
+    problems: list[str] = []
+
+    def row(rule: Rule[T], subjects: list[T], looked_at: str) -> None:
+        broken = [
+            f"{rule.number} {getattr(subject, 'name', 'stack')}: "
+            f"expected {rule.what}, found {found}. Fix: {rule.fix}{where(subject)}"
+            for subject in subjects
+            for found in rule.wrong(subject)
+        ]
+        verdict = "[red]FAIL[/]" if broken else "[green]pass[/]"
+        table.add_row(rule.number, rule.what, escape(looked_at), verdict)
+        problems.extend(broken)
+
+    for rule in CONTAINERS:
+        row(rule, stack.containers, f"{len(stack.containers)} containers")
+    for image_rule in IMAGES:
+        row(image_rule, stack.images, f"{len(stack.images)} images")
+    for whole_rule in WHOLE:
+        looked_at = who_was_asked(stack) if whole_rule.number == "OWASP 9" else ""
+        row(whole_rule, [stack], looked_at)
+    return table, problems
+
+
+def where(subject: object) -> str:
+    """Where a container's fix belongs."""
+    if not isinstance(subject, Container):
+        return ""
+    if subject.is_flow:
+        return " in worker/base-job-template.json or job_variables, then: make deploy"
+    return f" in {COMPOSE}, then: make up"
+
+
+def main() -> int:
+    """Prints the table and what is wrong; returns the exit code."""
+    stack = read(sys.stdin.buffer, sys.argv[1], sys.argv[2:])
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    table, problems = judge(stack)
+    console.print(table)
+    for problem in problems:
+        console.print(f"[red]✗[/] {escape(problem)}", soft_wrap=True)
+    if not problems:
+        console.print(f"[green]✓[/] {len(table.rows)} rules, none broken")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
