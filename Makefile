@@ -3,6 +3,7 @@ export FLOW ?= suggest-activity/daily
 export TO
 export FILE
 export REPLAY
+export OSV_URL
 override export PARAMS := $(value PARAMS)
 
 help: ## This list
@@ -45,6 +46,12 @@ rotate-secrets: ## A new login, database password and encryption key for the run
 status: ## Is everything right? Services, worker, last runs, next runs
 	@ops/status.sh
 
+audit: ## Is everything locked down? The stack and a flow container, by CIS' and OWASP's rules
+	@ops/audit.sh
+
+sbom: engine venv ## Write what is in each image to sbom/: packages, versions, licences, as CycloneDX
+	@ops/sbom.sh
+
 logs: ## Follow the logs of all services
 	@docker compose logs --follow --tail 100
 
@@ -80,4 +87,4 @@ lint: engine venv ## ruff, mypy, shellcheck, hadolint, yamllint, uv.lock, the Co
 	.venv/bin/uv lock --check --quiet
 	docker compose --env-file .env.example config --quiet
 
-.PHONY: help try up down destroy deploy run data backup restore upgrade rotate-secrets status logs engine images venv test chaos bench lint
+.PHONY: help try up down destroy deploy run data backup restore upgrade rotate-secrets status audit sbom logs engine images venv test chaos bench lint

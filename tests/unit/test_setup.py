@@ -1,5 +1,6 @@
 """setup/: .env is written once, completely and privately; secrets reach processes as files."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -100,3 +101,93 @@ def test_help_lists_every_verb(project_copy: Stack, target: str) -> None:
         "lint",
     ]:
         assert f"make {verb} " in output
+
+
+def git(stack: Stack, *command: str) -> str:
+    identity = ["-c", "user.name=x", "-c", "user.email=x@localhost"]
+    done = stack.run("git", *identity, *command)
+    assert done.returncode == 0, done.stdout
+    return done.stdout.strip()
+
+
+def revisions(stack: Stack) -> dict[str, str]:
+    """What the labels of each image say of its commit."""
+    images = ("SERVER", "FLOW", "WORKER", "UPSTREAM")
+    variables = " ".join(f"{image}_REVISION" for image in images)
+    done = stack.run("sh", "-c", f". setup/lib.sh; label_images; printenv {variables}")
+    assert done.returncode == 0, done.stdout
+    return dict(zip(images, done.stdout.split(), strict=True))
+
+
+def test_an_images_revision_is_the_last_commit_of_its_own_sources(project_copy: Stack) -> None:
+    assert set(revisions(project_copy).values()) == {"unknown"}  # from a tarball
+    git(project_copy, "init", "--quiet")
+    assert set(revisions(project_copy).values()) == {"unknown"}
+    git(project_copy, "add", "--all")
+    git(project_copy, "commit", "--quiet", "--message=first")
+    first = git(project_copy, "rev-parse", "HEAD")
+    before = revisions(project_copy)
+    assert set(before.values()) == {first}
+
+    for name in ("README.md", "docs/decisions.md", "ops/status.sh", "tests/stack.py"):
+        path = project_copy.folder / name
+        path.write_text(path.read_text() + "\n")
+    assert revisions(project_copy) == before
+    git(project_copy, "commit", "--quiet", "--all", "--message=docs")
+    assert revisions(project_copy) == before
+
+    (project_copy.folder / "flows/mine.py").write_text("")
+    assert revisions(project_copy) == before | {"FLOW": f"{first}-modified"}
+    git(project_copy, "add", "flows")
+    git(project_copy, "commit", "--quiet", "--message=a flow")
+    assert revisions(project_copy) == before | {"FLOW": git(project_copy, "rev-parse", "HEAD")}
+
+
+def test_an_images_revision_knows_all_that_its_dockerfile_takes(project_copy: Stack) -> None:
+    git(project_copy, "init", "--quiet")
+    git(project_copy, "add", "--all")
+    git(project_copy, "commit", "--quiet", "--message=first")
+    stages = {
+        "SERVER": ("server", r".*"),
+        "FLOW": ("worker", r"python|build|runtime|flow"),
+        "WORKER": ("worker", r"python|build|runtime|worker"),
+        "UPSTREAM": ("upstream", r".*"),
+    }
+    for image, (folder, wanted) in stages.items():
+        dockerfile = (project_copy.folder / folder / "Dockerfile").read_text()
+        sources = {f"{folder}/Dockerfile"}
+        for stage in re.split(r"^FROM ", dockerfile, flags=re.M)[1:]:
+            name = re.match(r"\S+(?: AS (\S+))?", stage)
+            if name and re.fullmatch(wanted, name[1] or ""):
+                sources |= set(re.findall(r"type=bind,source=([^,\s]+)", stage))
+                for copied in re.findall(r"^COPY (?!--from)(?:--\S+ )*(.+) \S+$", stage, re.M):
+                    sources |= set(copied.split())
+        assert len(sources) > 4
+        for source in sources:
+            path = project_copy.folder / source
+            if path.is_dir():
+                path = next(found for found in sorted(path.rglob("*.py")))
+            before = path.read_bytes()
+            path.write_bytes(before + b"\n")
+            assert revisions(project_copy)[image].endswith("-modified"), f"{image}: {source}"
+            path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("remote", "source"),
+    [
+        ("https://me:secret@git.example.org/stack.git", "https://git.example.org/stack.git"),
+        ("git@git.example.org:stack.git", "prefect-stack"),
+        ("", "prefect-stack"),
+    ],
+)
+def test_an_images_source_is_an_address_without_a_login(
+    project_copy: Stack, remote: str, source: str
+) -> None:
+    git(project_copy, "init", "--quiet")
+    git(project_copy, "add", "pyproject.toml")
+    git(project_copy, "commit", "--quiet", "--message=first")
+    if remote:
+        git(project_copy, "remote", "add", "origin", remote)
+    done = project_copy.run("sh", "-c", ". setup/lib.sh; label_images; printenv IMAGE_SOURCE")
+    assert done.stdout.strip() == source
