@@ -44,6 +44,7 @@ SHORTEST = 12  # characters of a secret; a shorter one can be guessed, and is in
 STALE_DAYS = 90
 LABELS = ("title", "description", "version", "revision", "source", "licenses")
 COMPOSE = "docker-compose.yml"
+NEW_BASES = "docker image rm --force debian:trixie-slim postgres:17-trixie"
 
 T = TypeVar("T")
 
@@ -124,6 +125,7 @@ class Image:
     name: str
     facts: dict[str, Any]  # docker image inspect
     history: str
+    updates: list[str]  # Debian's, that it hasn't got
 
 
 # ── Rules: what is expected, how to mend it, and a function that finds what isn't so ─────────────
@@ -354,6 +356,11 @@ def _(container: Container) -> list[str]:
     return container.logged
 
 
+@rule(IMAGES, "CIS 4.4", "Debian's updates in it", f"{NEW_BASES}, then: make up")
+def _(image: Image) -> list[str]:
+    return when(image.updates, f"{len(image.updates)} to come: {', '.join(image.updates[:5])}")
+
+
 @rule(IMAGES, "CIS 4.10", "no secret in an image", "take it out of the Dockerfile, and rotate it")
 def _(image: Image) -> list[str]:
     return secrets_named(image.stack, [*strings(image.facts), ("its history", image.history)])
@@ -520,7 +527,12 @@ def read(source: IO[bytes], project: str, folders: list[str]) -> Stack:
         stack.containers.append(Container(stack, facts, processes, logged.get(key, [])))
     for key, text in texts["images"].items():
         (facts,) = json.loads(text)
-        stack.images.append(Image(stack, names[key], facts, texts["histories"][key]))
+        updates = [
+            name
+            for image, name, *_ in map(str.split, stack.files["updates"].splitlines()[:-1])
+            if image == key
+        ]
+        stack.images.append(Image(stack, names[key], facts, texts["histories"][key], updates))
     stack.containers.sort(key=lambda container: container.name)
     stack.images.sort(key=lambda image: image.name)
     return stack
@@ -545,7 +557,9 @@ def judge(stack: Stack) -> tuple[Table, list[str]]:
     for rule in CONTAINERS:
         row(rule, stack.containers, f"{len(stack.containers)} containers")
     for image_rule in IMAGES:
-        row(image_rule, stack.images, f"{len(stack.images)} images")
+        unasked = image_rule.number == "CIS 4.4" and not stack.files["updates"]
+        looked_at = "Debian can't be reached" if unasked else f"{len(stack.images)} images"
+        row(image_rule, stack.images, looked_at)
     for whole_rule in WHOLE:
         looked_at = who_was_asked(stack) if whole_rule.number == "OWASP 9" else ""
         row(whole_rule, [stack], looked_at)

@@ -21,6 +21,7 @@ main() {
   advisories
   flow_container
   for id in $(containers); do container "$id"; done
+  updates
   docker network ls --quiet --filter "label=com.docker.compose.project=$project" |
     xargs docker network inspect >"$work/networks.json"
   ls -ld .env .env.before-restore .secrets backups >"$work/modes" 2>/dev/null || true
@@ -80,6 +81,23 @@ container() {
   }
   docker top "$1" >"$work/processes/$1" 2>/dev/null || true
   docker logs "$1" >"$work/logs/$1" 2>&1 || true
+}
+
+# What Debian has by now that an image hasn't: its lists, fetched once, beside each image's packages.
+updates() {
+  mkdir "$work/packages"
+  for image in "$work"/images/*; do
+    docker run --rm --network none --read-only --cap-drop ALL --entrypoint cat "sha256:${image##*/}" \
+      /var/lib/dpkg/status >"$work/packages/${image##*/}"
+  done
+  # shellcheck disable=SC2016  # the container's variables
+  tar -cf - -C "$work/packages" . | docker run --rm --interactive debian:trixie-slim sh -c '
+    mkdir /packages && tar -xf - -C /packages
+    apt-get update -qq -o APT::Update::Error-Mode=any &&
+      for status in /packages/*; do
+        apt-get upgrade --simulate -o Dir::State::status="$status" | sed -n "s|^Inst|${status##*/}|p"
+      done && echo done' >"$work/updates" 2>"$work/updates.error" || true
+  rm -r "$work/packages"
 }
 
 main

@@ -149,14 +149,18 @@ def options(service: str, changes: dict[str, Any], words: dict[str, str]) -> lis
     return [f"--label={label}" for label in labels] + [text.format(**words) for text in given]
 
 
-def audit(stack: Stack, url: str, code: int) -> tuple[str, Broken]:
+def audit(stack: Stack, url: str) -> tuple[str, Broken]:
     """`make audit`, asking this advisory database; what it printed, and who breaks which rule."""
-    output = stack.make("audit", code=code, env={"OSV_URL": url})
+    done = stack.run("make", "audit", env={"OSV_URL": url})
     for key, secret in settings_of(stack.folder / ".env").items():
         if key.endswith(("PASSWORD", "STRING", "KEY")):
-            assert secret not in output, key
+            assert secret not in done.stdout, key
     lines = r"^✗ (.+?) (\S+): expected .+, found .+\. Fix: .+$"
-    return output, set(re.findall(lines, output, re.M))
+    broken = set(re.findall(lines, done.stdout, re.M))
+    assert done.returncode == (2 if broken else 0), done.stdout
+    # Since the images were built, Debian may have released an update.
+    updates = {one for one in broken if one[0] == "CIS 4.4" and "-loose-" not in one[1]}
+    return done.stdout, broken - updates
 
 
 def without_a_gate(stack: Stack) -> Broken:
@@ -169,8 +173,8 @@ def test_the_stack_and_a_flow_container_pass(stack: Stack, first_run: dict[str, 
     before = {run["id"] for run in stack.runs(DAILY)}
     expected = without_a_gate(stack)
     with advisory_database() as url:
-        output, broken = audit(stack, url, code=2 if expected else 0)
-    assert broken == expected
+        output, broken = audit(stack, url)
+    assert broken == expected, output
     assert "packages, asked of a database" in output
     assert re.search(r"a flow container looked at +pass", output)
     # The run whose container was looked at is one like any other.
@@ -196,7 +200,7 @@ def test_every_loosening_is_found(
     expected |= loosen_images(stack, words, made) | loosen_processes(words, made, image[False])
 
     with loosened_files(stack, words):
-        output, broken = audit(stack, "http://127.0.0.1:1/", code=2)
+        output, broken = audit(stack, "http://127.0.0.1:1/")
     expected |= {("OWASP 12", "stack"), ("CIS 4.2", "stack"), ("CIS 4.10", "stack")}
     assert broken - {("OWASP 9", "stack")} == expected  # with no database, uv.lock may be too old
     assert "no advisory database reachable" in output
@@ -217,6 +221,9 @@ def loosen_images(stack: Stack, words: dict[str, str], made: str) -> Broken:
         f"{made}-layer:1": ours + "RUN : {postgres}",
         f"{made}-labelled:1": ours + 'LABEL org.opencontainers.image.source="http://{login}@git"',
         f"{made}-bare:1": bare,
+        f"{made}-old:1": ours
+        + "USER 0\nRUN sed -i '/^Package: base-files$/,/^$/s/^Version: .*/Version: 1/' "
+        "/var/lib/dpkg/status\nUSER 10001",
         f"{made}-moving:latest": ours,
     }
     for name, dockerfile in images.items():
@@ -232,6 +239,7 @@ def loosen_images(stack: Stack, words: dict[str, str], made: str) -> Broken:
         ("CIS 4.10", f"{made}-labelled:1"),
         ("OWASP 12", f"{made}-labelled"),
         ("OCI", f"{made}-bare:1"),
+        ("CIS 4.4", f"{made}-old:1"),
         ("OWASP 13", f"{made}-moving"),
     }
 
