@@ -86,5 +86,6 @@ lint: engine venv ## ruff, mypy, shellcheck, hadolint, yamllint, uv.lock, the Co
 	.venv/bin/yamllint --strict $$(git ls-files --cached --others --exclude-standard '*.yml' '*.yaml')
 	.venv/bin/uv lock --check --quiet
 	docker compose --env-file .env.example config --quiet
+	TLS_HOST=localhost docker compose --env-file .env.example config --quiet
 
 .PHONY: help try up down destroy deploy run data backup restore upgrade rotate-secrets status audit sbom logs engine images venv test chaos bench lint

@@ -95,7 +95,8 @@ class BenchStack(Stack):
         template = json.loads((folder / TEMPLATE).read_text())
         if side == "stock":
             compose = yaml.safe_load((folder / "docker-compose.yml").read_text())
-            (folder / "docker-compose.override.yml").write_text(stock.override(compose))
+            (folder / "stock.yml").write_text(stock.override(compose))
+            self.settings["COMPOSE_FILE"] = "docker-compose.yml:stock.yml"
             template = stock.template(template)
             template["job_configuration"]["container_create_kwargs"]["cgroup_parent"] = self.group
         (folder / TEMPLATE).write_text(json.dumps(template, indent=2))

@@ -8,7 +8,8 @@ cd "$(dirname "$0")/.."
 . ops/database.sh
 
 # Of this machine; every other setting comes from the backup, with the data that it belongs to.
-MACHINE="COMPOSE_PROJECT_NAME PREFECT_PORT UPSTREAM_PORT HOST_PORTS DOCKER_SOCKET DOCKER_GID CA_BUNDLE"
+ADDRESS="COMPOSE_PROJECT_NAME PREFECT_PORT UPSTREAM_PORT TLS_HOST TLS_PORT TLS_CERTIFICATE"
+MACHINE="$ADDRESS COMPOSE_FILE HOST_PORTS DOCKER_SOCKET DOCKER_GID CA_BUNDLE"
 
 FILE=${FILE:-}
 AGAIN="make restore FILE=$FILE"
@@ -118,10 +119,10 @@ refuse_running() {
   [ -z "$running" ] || die "stack \"$(setting COMPOSE_PROJECT_NAME)\"" "stopped" "running" "make down, then: $AGAIN"
 }
 
-# A machine without .env gets one with the backup's name and ports, unless the environment says
+# A machine without .env gets one with the backup's name, ports and TLS, unless the environment says
 # otherwise, and with what setup/env.sh finds here.
 first_env() {
-  for key in COMPOSE_PROJECT_NAME PREFECT_PORT UPSTREAM_PORT; do
+  for key in $ADDRESS; do
     value=$(printenv "$key" || value_in "$work/env" "$key")
     [ -z "$value" ] || export "$key=$value"
   done

@@ -1,14 +1,14 @@
 #!/bin/sh
 # [FLOW=flow/deployment] upgrade.sh: after a `git pull`, from the version that runs to the one in this
 # folder: build, backup, migrate, start, verify by a run of FLOW. What fails, or Ctrl-C, leads back to
-# the images, the Compose file and the database of before.
+# the images, the Compose files and the database of before.
 set -eu
 cd "$(dirname "$0")/.."
 . setup/lib.sh
 . ops/database.sh
 
 LOG=backups/upgrade.log
-BEFORE=.before.yml # the Compose file of the version to go back to
+BEFORE=.before.yml # the Compose files of the version to go back to
 FLOW=${FLOW:-suggest-activity/daily}
 doing=    # in the words of "… failed"
 switched= # images and containers may be the new ones
@@ -87,8 +87,8 @@ running_images() {
   } | grep ':local ' | awk '!known[$1]++'
 }
 
-# Is docker-compose.yml the one that was last started, as far as anybody knows?
-same_services() { [ ! -e .running.yml ] || cmp -s docker-compose.yml .running.yml; }
+# Are the Compose files those that were last started, as far as anybody knows?
+same_services() { [ ! -e .running.yml ] || compose_files | cmp -s - .running.yml; }
 
 names() { printf '%s\n' "$running" | sed 's/:local .*//'; }
 

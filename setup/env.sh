@@ -13,6 +13,7 @@ main() {
   write_secret postgres_password POSTGRES_PASSWORD migrate server
   write_secret encryption_key PREFECT_SERVER_ENCRYPTION_KEY server
   write_secret alert_webhook_url ALERT_WEBHOOK_URL deploy
+  [ -z "$(env_value TLS_HOST)" ] || write_certificate
 }
 
 write_env() {
@@ -76,12 +77,27 @@ ca_bundle() {
   done
 }
 
-# write_secret FILE KEY SERVICE…. Compose mounts the file as it is and a container's user has to be
+write_secret() {
+  file=$1
+  value=$(env_value "$2")
+  shift 2
+  lay_out "$file" "$value" "$@"
+}
+
+# A certificate of one's own, and its key, which no container could read where it is. Empty: none.
+write_certificate() {
+  folder=$(own_certificate)
+  for file in fullchain privkey; do
+    lay_out "tls_$file" "${folder:+$(cat "$folder/$file.pem")}" proxy
+  done
+}
+
+# lay_out FILE VALUE SERVICE…. Compose mounts the file as it is and a container's user has to be
 # able to read it, so the file is readable and the folder around it closed to everybody else. A
 # container reads its secrets when it starts: those of the services are made anew by the next `up`.
-write_secret() {
+lay_out() {
   file=.secrets/$1
-  value=$(env_value "$2")
+  value=$2
   shift 2
   mkdir -p .secrets
   if [ -e "$file" ]; then

@@ -104,6 +104,12 @@ require_server() {
     die "server" "running" "not running" "make up"
 }
 
+# own_certificate: the folder that TLS_CERTIFICATE names, if that is what it says.
+own_certificate() {
+  folder=$(setting TLS_CERTIFICATE)
+  case $folder in acme | https://*) ;; *) printf '%s' "$folder" ;; esac
+}
+
 flows_network() { printf '%s_flows' "$(setting COMPOSE_PROJECT_NAME)"; }
 
 # stop_workers: nothing new begins, and flow runs that are still going are stopped while the server
@@ -135,7 +141,16 @@ start() {
     return 1
   }
   # The one thing of a version that isn't in its images: `make upgrade` may have to go back to it.
-  if [ $# = 0 ] && [ -z "${COMPOSE_FILE:-}" ]; then cp docker-compose.yml .running.yml; fi
+  if [ $# = 0 ] && [ -z "${COMPOSE_FILE:-}" ]; then compose_files >.running.yml; fi
+}
+
+# compose_files: what makes up the stack, as one file: a YAML document each.
+compose_files() {
+  cat docker-compose.yml
+  if [ -n "$(setting TLS_HOST)" ]; then
+    echo ---
+    cat proxy/tls.yml
+  fi
 }
 
 # Compose says which container failed; the reason is in its log.

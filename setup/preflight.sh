@@ -10,6 +10,7 @@ DISK_MIB=4096
 COMPOSE=2.24
 ENGINE=25
 PORT='([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])'
+TLS="TLS_HOST TLS_PORT TLS_CERTIFICATE"
 URLS="ACTIVITY_API_URL USERS_API_URL FACT_API_URL GITHUB_API_URL ALERT_WEBHOOK_URL"
 
 failures=0
@@ -33,10 +34,16 @@ main() {
     check_memory "$(awk '/^MemTotal/ {print int($2 / 1024)}' /proc/meminfo 2>/dev/null || echo 0)"
     check_disk /var/lib
   fi
-  check_port server 4200 PREFECT_PORT
-  check_port upstream 8000 UPSTREAM_PORT
-  if [ "$(setting PREFECT_PORT)" = "$(setting UPSTREAM_PORT)" ]; then
-    failed "UPSTREAM_PORT" "another port than PREFECT_PORT" "$(setting UPSTREAM_PORT) for both" \
+  if [ -n "$(setting TLS_HOST)" ]; then
+    port_key=TLS_PORT
+    check_port proxy 8443 TLS_PORT 0.0.0.0
+  else
+    port_key=PREFECT_PORT
+    check_port server 4200 PREFECT_PORT 127.0.0.1
+  fi
+  check_port upstream 8000 UPSTREAM_PORT 127.0.0.1
+  if [ "$(port_of "$port_key")" = "$(port_of UPSTREAM_PORT)" ]; then
+    failed "UPSTREAM_PORT" "another port than $port_key" "$(port_of UPSTREAM_PORT) for both" \
       "set another in $(settings_place)"
   fi
   if [ "$failures" -gt 0 ]; then
@@ -107,9 +114,16 @@ check_project() {
   fi
 }
 
-# check_port SERVICE INSIDE KEY: free, or held by this very stack.
+# port_of KEY
+port_of() {
+  port=$(setting "$1")
+  [ "$1" != TLS_PORT ] || port=${port:-443}
+  printf '%s' "$port"
+}
+
+# check_port SERVICE INSIDE KEY ADDRESS: free, or held by this very stack.
 check_port() {
-  port=$(setting "$3")
+  port=$(port_of "$3")
   case $port in *[!0-9]* | '' | ??????*) number=0 ;; *) number=$port ;; esac
   if [ "$number" -lt 1 ] || [ "$number" -gt 65535 ]; then
     failed "$3" "a port number, 1 to 65535" "$port" "set $3 in $(settings_place)"
@@ -117,7 +131,7 @@ check_port() {
   fi
   if ! listening "$port"; then
     ok "port $port is free"
-  elif [ "$(docker compose port "$1" "$2" 2>/dev/null)" = "127.0.0.1:$port" ]; then
+  elif [ "$(docker compose port "$1" "$2" 2>/dev/null)" = "$4:$port" ]; then
     ok "port $port is this stack's"
   else
     failed "port $port" "free" "somebody listens there" \
@@ -145,7 +159,7 @@ check_env() {
       failed ".env" "Unix line ends" "Windows line ends (CRLF)" "tr -d '\\r' <.env >.env.new && mv .env.new .env"
       return
     fi
-    for key in COMPOSE_PROJECT_NAME PREFECT_PORT UPSTREAM_PORT HOST_PORTS SCHEDULE_TIMEZONE $URLS; do
+    for key in COMPOSE_PROJECT_NAME PREFECT_PORT UPSTREAM_PORT HOST_PORTS $TLS SCHEDULE_TIMEZONE $URLS; do
       check_override "$key"
     done
   fi
@@ -167,6 +181,8 @@ check_env() {
   check_value BACKUP_AT '^(([01][0-9]|2[0-3]):[0-5][0-9])?$' "a time of the day such as 03:00"
   check_value BACKUP_KEEP '^([1-9][0-9]*)?$' "a number, 1 or more"
   check_timezone
+  check_compose_file
+  [ -z "$(written TLS_HOST)" ] || check_tls
   [ "$failures" -gt "$before" ] || ok "$good"
 }
 
@@ -201,6 +217,70 @@ check_timezone() {
   zone=$(written SCHEDULE_TIMEZONE)
   if [ -d /usr/share/zoneinfo ] && [ -n "$zone" ] && [ ! -f "/usr/share/zoneinfo/$zone" ]; then
     failed "SCHEDULE_TIMEZONE in $(settings_place)" "an IANA time zone such as Europe/Berlin" "$zone" "set it there"
+  fi
+}
+
+# check_compose_file: .env names the files, and Compose then looks for no override by itself.
+check_compose_file() {
+  files=$(printenv COMPOSE_FILE || written COMPOSE_FILE)
+  # shellcheck disable=SC2016  # as it is to stand there
+  line='COMPOSE_FILE=docker-compose.yml${TLS_HOST:+:proxy/tls.yml}'
+  if [ -n "$(written TLS_HOST)" ] && [ "${files%proxy/tls.yml*}" = "$files" ]; then
+    failed "COMPOSE_FILE in $(settings_place)" "proxy/tls.yml among the files, for TLS_HOST" \
+      "${files:-nothing}" "set it there, below TLS_HOST: $line"
+  fi
+  override=docker-compose.override.yml
+  if [ -n "$files" ] && [ -e $override ] && [ "${files%"$override"*}" = "$files" ]; then
+    failed "$override" "nothing that COMPOSE_FILE doesn't name" "a file" \
+      "remove it, or in $(settings_place): $line:$override"
+  fi
+}
+
+check_tls() {
+  host=$(written TLS_HOST)
+  check_value TLS_HOST '^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$' \
+    "a host name or an IPv4 address, without https:// and without a port"
+  certificate=$(written TLS_CERTIFICATE)
+  case $certificate in
+    '') ;;
+    acme)
+      if ! printf '%s\n' "$host" | grep -Eq '\.[A-Za-z][A-Za-z0-9-]*$'; then
+        failed "TLS_HOST in $(settings_place)" "a public host name, for acme" "$host" \
+          "set it there, or another TLS_CERTIFICATE"
+      fi
+      ;;
+    *://*) check_value TLS_CERTIFICATE '^https://[^[:space:]]+$' "an ACME server's URL that begins with https://" ;;
+    *) check_certificate "$certificate/fullchain.pem" "$certificate/privkey.pem" ;;
+  esac
+}
+
+# check_certificate CHAIN KEY
+check_certificate() {
+  for file in "$@"; do
+    if [ ! -f "$file" ] || [ ! -r "$file" ]; then
+      failed "TLS_CERTIFICATE in $(settings_place)" "a folder with fullchain.pem and privkey.pem" \
+        "$file can't be read" "set it there: nothing, acme, an ACME server's URL or such a folder"
+      return
+    fi
+  done
+  # Where there is no openssl, the proxy will tell.
+  command -v openssl >/dev/null || return 0
+  if ! public=$(openssl x509 -in "$1" -noout -pubkey 2>/dev/null); then
+    failed "$1" "a certificate in PEM form" "something else" "put the certificate there, the server's own first"
+    return
+  fi
+  if [ "$(openssl pkey -in "$2" -passin pass: -pubout 2>/dev/null)" != "$public" ]; then
+    failed "$2" "the key of $1, not encrypted" "another one, or none" "put the key there"
+  fi
+  if ! openssl x509 -in "$1" -noout -checkend 0 >/dev/null; then
+    failed "$1" "a certificate that is valid" "one that $(openssl x509 -in "$1" -noout -enddate | sed 's/notAfter=/ended /')" \
+      "renew it, then: make up"
+  fi
+  case $host in *[!0-9.]*) kind=host ;; *) kind=ip ;; esac
+  if openssl x509 -in "$1" -noout "-check$kind" "$host" | grep -q 'NOT match'; then
+    failed "$1" "a certificate for $host, TLS_HOST" \
+      "one for $(openssl x509 -in "$1" -noout -ext subjectAltName 2>/dev/null | sed -n 's/^ *\(DNS\|IP\)/\1/p')" \
+      "set TLS_HOST to a name in it, or put the right one there"
   fi
 }
 

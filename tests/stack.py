@@ -141,6 +141,12 @@ class Stack:
         assert done.returncode == code, f"make {' '.join(args)}: {done.returncode}\n{done.stdout}"
         return done.stdout
 
+    def ask(self, method: str, path: str, **options: Any) -> requests.Response:
+        """A request to the server, as from this machine; `options` are those of requests."""
+        return requests.request(
+            method, f"http://127.0.0.1:{self.port}{path}", timeout=30, **options
+        )
+
     def api(self, method: str, path: str, json: Any = None) -> Any:
         """A call to the server's API, as from this machine; JSON in, JSON out."""
         if method != "GET" and self._csrf is None:
@@ -164,14 +170,8 @@ class Stack:
 
     def _request(self, method: str, path: str, json: Any = None) -> requests.Response:
         user, password = self.login.split(":", 1)
-        return requests.request(
-            method,
-            f"http://127.0.0.1:{self.port}/api{path}",
-            json=json,
-            auth=(user, password),
-            headers=self._csrf,
-            timeout=30,
-        )
+        options = {"json": json, "auth": (user, password), "headers": self._csrf}
+        return self.ask(method, f"/api{path}", **options)
 
     @contextlib.contextmanager
     def database(self) -> Iterator[connection]:

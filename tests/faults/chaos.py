@@ -797,7 +797,7 @@ ENV LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1 \
 def _(c: Campaign) -> None:
     """The wall clock of that container's processes jumps while they run, and back again."""
     image = f"{c.stack.project}-clock:local"
-    override = c.stack.folder / "docker-compose.override.yml"
+    override = c.stack.folder / "clock.yml"
     text = CLOCK.format(image=f"{c.stack.project}-server:local")
     label = f"com.docker.compose.project={c.stack.project}"  # goes with the stack's own images
     subprocess.run(
@@ -814,7 +814,8 @@ def _(c: Campaign) -> None:
     clock = "/var/lib/prefect/clock"
     tell("sh", "-c", f"echo +0 >{clock}")  # there from the start: else it is looked for in vain
     try:
-        c.compose("up", "--detach", "--wait", "--no-deps", "server")
+        files = ("--file", "docker-compose.yml", "--file", override.name)
+        c.compose(*files, "up", "--detach", "--wait", "--no-deps", "server")
         c.begins()
         tell("sh", "-c", f"echo +1h >{clock}")
 
