@@ -255,59 +255,51 @@ def test_a_browser_that_trusts_the_ca(stack: TlsStack) -> None:
 
 def test_an_upgrade_goes_back_to_the_same_files(stack: TlsStack) -> None:
     """`make upgrade` may have to: and the plain port must not open then."""
-    hashes = [
+    services = [
         stack.run("docker", "compose", *files, "config", "--hash", "*").stdout.splitlines()
         for files in ([], ["--file", ".running.yml"])
     ]
-    assert sorted(hashes[0]) == sorted(hashes[1])
-    assert any(line.startswith("proxy ") for line in hashes[0])
+    assert sorted(services[0]) == sorted(services[1])
+    assert any(line.startswith("proxy ") for line in services[0])
 
 
 # ── Certificates of other kinds ──
 
 
-def certificate(
-    folder: Path, name: str = HOST, days: int = 1, subject: str = "a company's CA"
-) -> Path:
-    """Writes a CA of its own (ca.crt), a certificate by it and the key, as one would get them."""
+def certificate(folder: Path, name: str = HOST, days: int = 1, ca: str = "a company's CA") -> Path:
+    """Writes a certificate and its key, as one would get them, and its CA's (ca.crt).
 
-    def build(
-        subject: str, key: ec.EllipticCurvePrivateKey, ca: bool, signer: ec.EllipticCurvePrivateKey
-    ) -> bytes:
+    Args:
+        folder: Where to; made if it isn't there.
+        name: Whose certificate.
+        days: For how long.
+        ca: Who the CA says it is.
+    """
+    keys = {subject: ec.generate_private_key(ec.SECP256R1()) for subject in (ca, name)}
+
+    def signed(subject: str) -> bytes:
         def named(text: str) -> x509.Name:
             return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
-        now = datetime.now(UTC)
+        now, is_ca = datetime.now(UTC), subject == ca
         builder = (
-            x509.CertificateBuilder()
-            .subject_name(named(subject))
-            .issuer_name(named(issuer_name))
-            .public_key(key.public_key())
+            x509.CertificateBuilder(named(ca), named(subject), keys[subject].public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(days=10))
             .not_valid_after(now + timedelta(days=days))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         )
-        if not ca:
-            names = x509.SubjectAlternativeName([x509.DNSName(subject)])
-            builder = builder.add_extension(names, critical=False)
-        signed = builder.sign(signer, hashes.SHA256())
-        return signed.public_bytes(serialization.Encoding.PEM)
+        made = builder.sign(keys[ca], hashes.SHA256())
+        return made.public_bytes(serialization.Encoding.PEM)
 
-    issuer_name = subject
     folder.mkdir(exist_ok=True)
-    ca, own = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    (folder / "ca.crt").write_bytes(build(issuer_name, ca, True, ca))
-    (folder / "fullchain.pem").write_bytes(build(name, own, False, ca))
+    (folder / "ca.crt").write_bytes(signed(ca))
+    (folder / "fullchain.pem").write_bytes(signed(name))
     key = folder / "privkey.pem"
     key.touch(0o600)
-    key.write_bytes(
-        own.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
+    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    key.write_bytes(keys[name].private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain))
     return folder
 
 
@@ -322,7 +314,7 @@ def test_a_certificate_of_ones_own(stack: TlsStack) -> None:
     assert plain_port_is_closed(stack)
 
     # Renewed: the next `make up` takes it.
-    certificate(folder, subject="the CA's successor")
+    certificate(folder, ca="the CA's successor")
     stack.make("up")
     assert stack.issuer() == "CN=the CA's successor"
 
