@@ -27,8 +27,10 @@ from ops.status import ONE_SHOTS
 # ── Who may do what the others may not ───────────────────────────────────────────────────────────
 SOCKET = {"gate"}  # asks Docker for flow containers
 PUBLIC = {"proxy"}  # what other machines may see, by TLS
-ROOT = {"backup"}  # reads .env and what flows wrote, whoever owns it
-CAPABILITIES = {"backup": {"CHOWN", "DAC_OVERRIDE"}}
+# Reads .env and what flows wrote, whoever owns it; changes the machine's packet filter.
+ROOT = {"backup", "firewall"}
+CAPABILITIES = {"backup": {"CHOWN", "DAC_OVERRIDE"}, "firewall": {"NET_ADMIN"}}
+HOST_NETWORK = {"firewall"}
 FOLDERS = {("backup", ".", "ro"), ("backup", "backups", "rw")}  # of the host, from the project's on
 DATABASE = {"postgres", "migrate", "server", "backup"}  # on the database's network
 FLOW_SECRETS = {"PREFECT_API_AUTH_STRING"}  # the worker hands it over: a flow reports to the API
@@ -209,7 +211,11 @@ def shared(key: str) -> Callable[[Container], list[str]]:
     return wrong
 
 
-rule(CONTAINERS, "CIS 5.10", "a network of its own", "no network_mode")(shared("NetworkMode"))
+@rule(CONTAINERS, "CIS 5.10", "a network of its own, but for firewall", "no network_mode")
+def _(container: Container) -> list[str]:
+    return [] if container.service in HOST_NETWORK else shared("NetworkMode")(container)
+
+
 rule(CONTAINERS, "CIS 5.16", "processes of its own", "no pid")(shared("PidMode"))
 rule(CONTAINERS, "CIS 5.17", "IPC of its own", "no ipc")(shared("IpcMode"))
 rule(CONTAINERS, "CIS 5.21", "a host name of its own", "no uts")(shared("UTSMode"))
@@ -293,9 +299,9 @@ def _(container: Container) -> list[str]:
     return when((container.host["PidsLimit"] or 0) <= 0, "no bound")
 
 
-@rule(CONTAINERS, "CIS 5.25", "the engine's cgroup", "no cgroup_parent")
+@rule(CONTAINERS, "CIS 5.25", "the engine's cgroup, or the gate's for flows", "no cgroup_parent")
 def _(container: Container) -> list[str]:
-    return when(container.host["CgroupParent"], container.host["CgroupParent"])
+    return when(container.host["CgroupParent"] and not container.is_flow, "another one")
 
 
 # CIS asks for on-failure:5, by which nothing would come back after a reboot.

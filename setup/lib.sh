@@ -179,9 +179,10 @@ label_images() {
     UPSTREAM_REVISION=$(revision $all upstream)
     GATE_REVISION=$(revision $all gate)
     FIREWALL_REVISION=$(revision firewall setup/lib.sh)
+    PROXY_REVISION=$(revision proxy/Dockerfile proxy/Caddyfile proxy/start.sh)
   }
   export IMAGE_VERSION IMAGE_SOURCE SERVER_REVISION FLOW_REVISION WORKER_REVISION UPSTREAM_REVISION
-  export GATE_REVISION FIREWALL_REVISION
+  export GATE_REVISION FIREWALL_REVISION PROXY_REVISION
 }
 
 pyproject() { sed -n "s/^$1 = \"\(.*\)\"\$/\1/p" pyproject.toml | head -n 1; }

@@ -43,6 +43,13 @@ LOOSE: list[tuple[str, str, dict[str, Any], list[str]]] = [
     ("good", "x", {}, []),
     ("good-backup", "backup", {"user": "0", "cap-add": ["CHOWN", "DAC_OVERRIDE"]}, []),
     ("good-backup-folders", "backup", {"volume": ["{folder}:/p:ro", "{folder}/backups:/b"]}, []),
+    (
+        "good-firewall",
+        "firewall",
+        {"user": "0", "cap-add": "NET_ADMIN", "network": "host"},
+        [],
+    ),
+    ("good-gate", "gate", {"volume": SOCKET, "network": "none"}, []),
     ("good-proxy", "proxy", {"publish": "0.0.0.0:443:8000"}, []),
     ("good-one-shot", "migrate", {"restart": "no", "no-healthcheck": True, "health-cmd": None}, []),
     ("good-file", "x", {"volume": "{folder}/flows:/f:ro"}, []),
