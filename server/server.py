@@ -1,14 +1,27 @@
-"""The ``prefect`` command for a server whose database may be away for a while.
+"""The ``prefect`` command for a server that people rely on: two of Prefect's habits are changed.
 
-Prefect's server hears of changed automations over a connection to Postgres. One that can't be had
-it takes for a database that isn't Postgres: it would never listen again.
+It hears of changed automations over a connection to Postgres. One that can't be had it takes for a
+database that isn't Postgres: it would never listen again.
+
+It gives a client that asks for a CSRF token a new one, and the old one is good no more. A client
+whose requests all at once lack one, as a worker's do when it takes ten runs, asks ten times, and
+nine requests come with a token of before: until none is tried again, and a run has crashed.
 """
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect.cli import app
 from prefect.server.events import triggers
+from prefect.server.models import csrf_token
 from prefect.server.utilities.postgres_listener import get_pg_notify_connection
+
+# A token that is about to expire is better replaced. Prefect's are good for an hour.
+LEAST = timedelta(minutes=1)
+
+# Their types say what Prefect's decorator makes of them, and get it wrong.
+new_token: Any = csrf_token.create_or_update_csrf_token
+read_token: Any = csrf_token.read_token_for_client
 
 
 async def connect_or_fail() -> Any:
@@ -23,6 +36,15 @@ async def connect_or_fail() -> Any:
     return connection
 
 
+async def token_that_stays(session: Any, client: str) -> Any:
+    """The client's CSRF token, the same for as long as it is good."""
+    token = await read_token(session=session, client=client)
+    if token is not None and token.expiration - datetime.now(UTC) > LEAST:
+        return token
+    return await new_token(session=session, client=client)
+
+
 if __name__ == "__main__":
+    csrf_token.create_or_update_csrf_token = token_that_stays
     triggers.get_pg_notify_connection = connect_or_fail  # type: ignore[attr-defined]
     app()

@@ -20,6 +20,7 @@ from tests.advisories import advisory_database
 from tests.stack import DAILY, PROJECT, Stack, docker, settings_of
 
 SOCKET = "/var/run/docker.sock:/var/run/docker.sock"
+OURS = ("server", "flow", "worker", "upstream", "gate", "firewall")  # images
 Broken = set[tuple[str, str]]  # a rule's number, who breaks it
 
 # What `docker create` is given for a container that breaks no rule.
@@ -302,7 +303,7 @@ def ids(stack: Stack) -> list[str]:
 
 def test_images_say_what_they_are_and_are_built_once(stack: Stack) -> None:
     titles = set()
-    for name in ("server", "flow", "worker", "upstream"):
+    for name in OURS:
         found = labels(f"{stack.project}-{name}:local")
         said = {label: found[f"org.opencontainers.image.{label}"] for label in LABELS}
         assert all(said.values()), said
@@ -310,7 +311,7 @@ def test_images_say_what_they_are_and_are_built_once(stack: Stack) -> None:
         assert said["licenses"] == "Apache-2.0"
         assert said["revision"] == "unknown"  # a copy without git
         titles.add(said["title"])
-    assert len(titles) == 4
+    assert len(titles) == len(OURS)
     before = ids(stack)
     stack.make("images")
     assert ids(stack) == before
@@ -323,9 +324,7 @@ def test_a_bill_of_materials_for_each_image(stack: Stack) -> None:
         return {path.name: path.read_text() for path in (stack.folder / "sbom").iterdir()}
 
     found = bills()
-    assert found.keys() == {
-        f"{name}.cdx.json" for name in ("server", "flow", "worker", "upstream", "postgres")
-    }
+    assert found.keys() == {f"{name}.cdx.json" for name in (*OURS, "postgres")}
     validator = JsonStrictValidator(SchemaVersion.V1_6)
     for text in found.values():
         assert validator.validate_str(text) is None

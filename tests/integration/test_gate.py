@@ -37,7 +37,7 @@ VARIABLES: dict[str, tuple[dict[str, Any], str]] = {
     "the engine's socket": ({"volumes": ["/var/run/docker.sock:/d.sock"]}, "volumes"),
     "the database's files": ({"volumes": ["{project}_postgres-data:/d"]}, "volumes"),
     "the gate's socket": ({"volumes": ["{project}_gate:/run/gate"]}, "volumes"),
-    "a volume over /proc": ({"volumes": ["{project}_data:/proc/x"]}, "volumes"),
+    "a volume over /proc": ({"volumes": ["{project}_data:/proc/x"]}, "Volumes"),
     "the database's network": ({"networks": ["{project}_backend"]}, "network"),
     "the host's network": ({"networks": ["host"]}, "network"),
     "no network, so the host's": (
