@@ -222,22 +222,22 @@ check_timezone() {
 
 # check_compose_file: .env names the files, and Compose then looks for no override by itself.
 check_compose_file() {
+  host=$(written TLS_HOST)
   files=$(printenv COMPOSE_FILE || written COMPOSE_FILE)
-  # shellcheck disable=SC2016  # as it is to stand there
-  line='COMPOSE_FILE=docker-compose.yml${TLS_HOST:+:proxy/tls.yml}'
-  if [ -n "$(written TLS_HOST)" ] && [ "${files%proxy/tls.yml*}" = "$files" ]; then
-    failed "COMPOSE_FILE in $(settings_place)" "proxy/tls.yml among the files, for TLS_HOST" \
-      "${files:-nothing}" "set it there, below TLS_HOST: $line"
-  fi
   override=docker-compose.override.yml
+  # shellcheck disable=SC2016  # which Compose reads in .env alone
+  if [ -e .env ]; then tls='${TLS_HOST:+:proxy/tls.yml}'; else tls=${host:+:proxy/tls.yml}; fi
+  if [ -n "$host" ] && [ "${files%proxy/tls.yml*}" = "$files" ]; then
+    failed "COMPOSE_FILE in $(settings_place)" "proxy/tls.yml among the files, for TLS_HOST" \
+      "${files:-nothing}" "set it there, below TLS_HOST: COMPOSE_FILE=docker-compose.yml$tls"
+  fi
   if [ -n "$files" ] && [ -e $override ] && [ "${files%"$override"*}" = "$files" ]; then
-    failed "$override" "nothing that COMPOSE_FILE doesn't name" "a file" \
-      "remove it, or in $(settings_place): $line:$override"
+    failed "$override" "none that COMPOSE_FILE doesn't name" "one in this folder" \
+      "remove it, or set in $(settings_place): COMPOSE_FILE=docker-compose.yml$tls:$override"
   fi
 }
 
 check_tls() {
-  host=$(written TLS_HOST)
   check_value TLS_HOST '^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$' \
     "a host name or an IPv4 address, without https:// and without a port"
   certificate=$(written TLS_CERTIFICATE)
