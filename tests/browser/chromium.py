@@ -75,12 +75,16 @@ def look(stack: Stack, browser: DockerContainer, test: str) -> None:
     """Runs a test of `ui.py`; where it fails, leaves what the page showed as evidence."""
     shots = f"{SCRATCH}/{test}"
     env = {"SHOTS": shots}
-    if test == TALKING:  # five times, every four seconds
-        env["TALKING_RUN"] = stack.start(
-            "cat-fact/on-demand", url=f"{FACT_URL}?fault_delay=4", count=5
-        )
+    talking = None
+    if test == TALKING:  # every two seconds, until it is cancelled
+        url = f"{FACT_URL}?fault_delay=2"
+        talking = env["TALKING_RUN"] = stack.start("cat-fact/on-demand", url=url, count=100)
     command = ["timeout", str(SECONDS), "pytest", "-p", "no:cacheprovider", f"ui.py::{test}"]
     done = browser.exec(ExecConfig(command, environment=env))
+    if talking:
+        cancelling = {"state": {"type": "CANCELLING"}}
+        stack.api("POST", f"/flow_runs/{talking}/set_state", cancelling)
+        assert stack.finished(talking)["state_type"] == "CANCELLED"
     output = done.output.decode()
     if done.exit_code != 0:
         evidence = EVIDENCE / test
