@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 require_env
 # shellcheck disable=SC2046  # an image a word
-set -- $(docker compose --profile backup config --images | sort -u)
+set -- $(docker compose --profile '*' config --images | sort -u)
 for image in "$@"; do
   docker image inspect "$image" >/dev/null 2>&1 || die "image" "$image" "no such image" "make images, then: make sbom"
 done
