@@ -362,9 +362,10 @@ def _(container: Container) -> list[str]:
     return container.logged
 
 
-@rule(IMAGES, "CIS 4.4", "Debian's updates in it", f"{NEW_BASES}, then: make up")
+@rule(IMAGES, "CIS 4.4", "none of Debian's updates amiss", f"{NEW_BASES}, then: make up")
 def _(image: Image) -> list[str]:
-    return when(image.updates, f"{len(image.updates)} to come: {', '.join(image.updates[:5])}")
+    more = [f"{len(image.updates) - 5} more"] if len(image.updates) > 5 else []
+    return when(image.updates, ", ".join(image.updates[:5] + more))
 
 
 @rule(IMAGES, "CIS 4.10", "no secret in an image", "take it out of the Dockerfile, and rotate it")
@@ -454,9 +455,9 @@ def who_was_asked(stack: Stack) -> str:
     """Of vulnerabilities: a database, or only the calendar."""
     if report := known(stack):
         return f"{report['summary']['audited_packages']} packages, asked of a database"
-    reason = (stack.files["advisories.error"].strip().splitlines() or ["no answer"])[0]
+    reason = (stack.files["advisories.error"].strip().splitlines() or ["no answer"])[-1]
     age = f"uv.lock is {lock_age(stack)} days old, by the newest package in it"
-    return f"no advisory database reachable ({reason.removeprefix('error: ')}); {age}"
+    return f"no advisory database reachable ({reason.strip().removeprefix('cause: ')}); {age}"
 
 
 # ── Secrets ──────────────────────────────────────────────────────────────────────────────────────
@@ -533,11 +534,8 @@ def read(source: IO[bytes], project: str, folders: list[str]) -> Stack:
         stack.containers.append(Container(stack, facts, processes, logged.get(key, [])))
     for key, text in texts["images"].items():
         (facts,) = json.loads(text)
-        updates = [
-            name
-            for image, name, *_ in map(str.split, stack.files["updates"].splitlines()[:-1])
-            if image == key
-        ]
+        waiting = [line.split(" ", 1) for line in stack.files["updates"].splitlines()[:-1]]
+        updates = [update for image, update in waiting if image in {key, "all"}]
         stack.images.append(Image(stack, names[key], facts, texts["histories"][key], updates))
     stack.containers.sort(key=lambda container: container.name)
     stack.images.sort(key=lambda image: image.name)

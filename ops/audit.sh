@@ -20,7 +20,7 @@ main() {
 
   advisories
   flow_container
-  for id in $(containers); do container "$id"; done
+  for id in $(containers); do [ -e "$work/containers/$id" ] || container "$id"; done
   updates
   docker network ls --quiet --filter "label=com.docker.compose.project=$project" |
     xargs docker network inspect >"$work/networks.json"
@@ -46,16 +46,18 @@ advisories() {
 # A scheduled run's container is there before its time and waits for it: long enough to be looked at.
 flow_container() {
   run=$(docker compose exec -T server entrypoint.sh prefect --no-prompt deployment run "$FLOW" \
-    --start-in "20 seconds" </dev/null 2>&1 |
+    --start-in "25 seconds" </dev/null 2>&1 |
     grep -Eo '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}' | head -n 1)
   [ -n "$run" ] || die "FLOW" "a deployment that the server has, to look at a run's container" "$FLOW" \
     "make audit FLOW=flow/deployment"
   for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
-    [ -z "$(docker ps --quiet --filter "label=io.prefect.flow-run-id=$run")" ] || return 0
+    id=$(docker ps --quiet --no-trunc --filter "label=io.prefect.flow-run-id=$run")
+    [ -z "$id" ] || break
     sleep 1
   done
-  die "flow container" "one, within 30 s, for a run of $FLOW" "none" \
+  [ -n "$id" ] || die "flow container" "one, within 30 s, for a run of $FLOW" "none" \
     "make status; or, for a deployment of docker-pool: make audit FLOW=flow/deployment"
+  container "$id"
 }
 
 # containers: the services', and those of flow runs, wherever these are connected to.
@@ -93,10 +95,12 @@ updates() {
   # shellcheck disable=SC2016  # the container's variables
   tar -cf - -C "$work/packages" . | docker run --rm --interactive debian:trixie-slim sh -c '
     mkdir /packages && tar -xf - -C /packages
-    apt-get update -qq -o APT::Update::Error-Mode=any &&
-      for status in /packages/*; do
-        apt-get upgrade --simulate -o Dir::State::status="$status" | sed -n "s|^Inst|${status##*/}|p"
-      done && echo done' >"$work/updates" 2>"$work/updates.error" || true
+    apt-get update -qq -o APT::Update::Error-Mode=any || exit
+    apt-get indextargets --format "\$(CODENAME)" | grep -q security || echo "all no security suite in the sources"
+    for status in /packages/*; do
+      apt-get upgrade --simulate -o Dir::State::status="$status" | sed -n "s|^Inst|${status##*/}|p"
+    done
+    echo done' >"$work/updates" 2>"$work/updates.error" || true
   rm -r "$work/packages"
 }
 

@@ -37,12 +37,13 @@ build_debian() {
       mmdebstrap debian-archive-keyring >/dev/null
   }
   # What the official slim image leaves out, too: man pages, docs (not copyrights), locales, lists.
-  # The host's own mirror serves where the host is a Debian, else mmdebstrap's default.
   # Through a file: cut off half-way, a pipe would still be imported.
   archive=$(mktemp)
-  trap 'rm -f "$archive"' EXIT
+  sources=$(mktemp)
+  trap 'rm -f "$archive" "$sources"' EXIT
   trap 'exit 130' INT TERM
-  # shellcheck disable=SC2046,SC2016  # $(mirror) may be nothing at all; "$1" is mmdebstrap's
+  sources >"$sources"
+  # shellcheck disable=SC2016,SC2046  # "$1" is mmdebstrap's; sources may be nothing at all
   mmdebstrap --quiet --variant=minbase --format=tar \
     --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
@@ -51,18 +52,22 @@ build_debian() {
     --aptopt='Acquire::Languages "none"' \
     --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/*' \
     --customize-hook='copy-in setup/docker-clean /etc/apt/apt.conf.d' \
-    trixie "$archive" $(mirror)
+    trixie "$archive" $([ ! -s "$sources" ] || echo "$sources")
   docker import --change 'CMD ["bash"]' --change "LABEL stand-in=$DEBIAN" "$archive" "$DEBIAN" \
     >/dev/null
   ok "$DEBIAN built"
 }
 
-# mirror: this Debian's own; nothing on Ubuntu.
-mirror() {
+# sources: trixie's suites, security's included, where this Debian has its own; on Ubuntu nothing,
+# and mmdebstrap takes Debian's default.
+sources() {
   [ "$(os_release ID)" = debian ] || return 0
-  # shellcheck disable=SC2016  # apt's own language
-  apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' \
-    "Codename: $(os_release VERSION_CODENAME)" | head -n 1
+  for suite in "" -updates -security; do
+    # shellcheck disable=SC2016  # apt's own language
+    uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' \
+      "Codename: $(os_release VERSION_CODENAME)$suite" | head -n 1)
+    [ -z "$uri" ] || echo "deb $uri trixie$suite main"
+  done
 }
 
 build_postgres() {

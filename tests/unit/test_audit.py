@@ -76,7 +76,7 @@ def test_a_file_that_others_can_read() -> None:
 def test_where_no_database_answers_the_age_of_uv_lock_counts(days: int, old: bool) -> None:
     then = (datetime.now(UTC) - timedelta(days=days, hours=1)).isoformat()
     found = stack(uv_lock=f'upload-time = "2020-01-01T00:00:00Z"\nupload-time = "{then}"\n')
-    found.files["advisories.error"] = "error: no such host\n  cause: …\n"
+    found.files["advisories.error"] = "error: …\n  cause: no such host\n"
     assert bool(broken("OWASP 9", found)) == old
     assert who_was_asked(found) == (
         "no advisory database reachable (no such host); "
