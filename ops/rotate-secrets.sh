@@ -20,7 +20,7 @@ main() {
   [ ! -e "$OTHER" ] ||
     die "secrets" "no change of them under way" "an interrupted one" "make up, then: make rotate-secrets"
   step "Looking at the stack (nothing is touched yet)"
-  ops/status.sh >/dev/null 2>&1 ||
+  settled >/dev/null ||
     die "stack" "one where everything is right, to see that it stays so" "something that isn't" "make status"
   docker compose exec --no-TTY server entrypoint.sh prefect deployment inspect "$FLOW" </dev/null >/dev/null 2>&1 ||
     die "FLOW" "a deployment that the server has, to verify with" "$FLOW" "make rotate-secrets FLOW=flow/deployment"

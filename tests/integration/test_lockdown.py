@@ -3,6 +3,7 @@
 import base64
 import json
 import socket
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -194,12 +195,13 @@ def test_a_page_may_not_change_anything_across_origins(url: str) -> None:
 
 @pytest.fixture(scope="module")
 def flow_container(stack: Stack, url: str) -> Iterator[str]:
-    """A real flow run's container, at work."""
-    run = stack.start(DAILY, url=f"{ACTIVITY_URL}?fault_delay=25")
+    """A real flow run's container, at work: asking, in vain, for most of a minute."""
+    run = stack.start(DAILY, url=f"{ACTIVITY_URL}?fault_delay=60")
     container = stack.container(run)
     stack.running(run)
     yield container
-    assert stack.finished(run)["state_type"] == "COMPLETED"
+    subprocess.run(["docker", "kill", container], capture_output=True)  # it may have ended
+    stack.cleared(run, 60)
 
 
 def secrets_of(stack: Stack) -> dict[str, str]:
@@ -217,7 +219,7 @@ def test_secrets_are_in_nothing_that_is_shown(stack: Stack, flow_container: str)
     shown = {
         "compose config": stack.run("docker", "compose", "--profile", "*", "config").stdout,
         "compose logs": stack.run("docker", "compose", "--profile", "*", "logs").stdout,
-        "flow container's log": docker("logs", flow_container),
+        "flow container's log": stack.run("docker", "logs", flow_container).stdout,
         "flow container's processes": docker("top", flow_container, "-eo", "pid,args"),
     }
     assert "POSTGRES_PASSWORD_FILE" in shown["compose config"]
@@ -265,7 +267,6 @@ def test_a_flow_container_is_given_the_least_that_works(stack: Stack, flow_conta
         "PREFECT__FLOW_NAME",
         "PREFECT__FLOW_RUN_ID",
         "PREFECT__FLOW_RUN_TAKEN_BY",
-        "PREFECT__WORKER_ID",
         "PREFECT__WORKER_NAME",
     }
     text = json.dumps(facts)

@@ -89,15 +89,24 @@ def rotation(stack: Stack, block: str) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(300)
 
 
-def when(stack: Stack, what: str, look: Callable[[dict[str, str]], bool]) -> None:
-    eventually(what, 90, lambda: look(settings(stack)) or None)
+def when(
+    stack: Stack,
+    rotation: "subprocess.Popen[bytes]",
+    what: str,
+    look: Callable[[dict[str, str]], bool],
+) -> None:
+    def found() -> bool | None:
+        assert rotation.poll() is None, (stack.folder / "rotation.log").read_text()
+        return look(settings(stack)) or None
+
+    eventually(what, 150, found)
 
 
 def test_ctrl_c_when_all_is_changed_leads_back(
     stack: Stack, block: str, rotation: "subprocess.Popen[bytes]"
 ) -> None:
     before = settings(stack)
-    when(stack, ".env with the new secrets", lambda now: now != before)
+    when(stack, rotation, ".env with the new secrets", lambda now: now != before)
     os.killpg(rotation.pid, signal.SIGINT)
     assert rotation.wait(200) != 0
     output = (stack.folder / "rotation.log").read_text()
@@ -118,7 +127,7 @@ def test_a_power_cut_half_way_is_mended_by_up(
             cursor.execute("SELECT rolpassword FROM pg_authid WHERE rolname = 'prefect'")
             return cursor.fetchone()
 
-        known, deadline = password(), time.monotonic() + 90
+        known, deadline = password(), time.monotonic() + 150
         while password() == known:
             assert time.monotonic() < deadline
             time.sleep(0.001)
