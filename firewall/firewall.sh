@@ -36,7 +36,7 @@ rules() {
   # A name server that this machine has at an address of its own is asked by the containers themselves.
   sed -n 's/^nameserver  *\([0-9.]*\)$/ip daddr \1 meta l4proto { tcp, udp } th dport 53 accept/p' /etc/resolv.conf
   for port in $HOST_PORTS; do echo "meta l4proto { tcp, udp } th dport $port accept"; done
-  echo "reject; }; }"
+  echo "meta l4proto tcp reject with tcp reset; reject; }; }" # the kernel sends one ICMP message a second
 }
 
 remove() { nft delete table inet "$BRIDGE" 2>/dev/null || true; }

@@ -136,6 +136,9 @@ start() {
   wanted=$(docker compose config | sed -n 's/.*com\.docker\.network\.bridge\.name: //p')
   made=$(docker network inspect --format '{{index .Options "com.docker.network.bridge.name"}}' "$(flows_network)" 2>/dev/null) || made=$wanted
   [ "$made" = "$wanted" ] || ops/down.sh || return 1
+  # A changed one by itself: together with it, Compose would make anew all that waits for it.
+  [ -z "$(docker compose ps --quiet firewall 2>/dev/null)" ] ||
+    docker compose --progress quiet up --detach --wait --no-deps firewall >/dev/null 2>&1 || true
   docker compose --progress "$PROGRESS" up --detach --wait --quiet-pull --remove-orphans "$@" || {
     explain
     return 1
