@@ -266,6 +266,32 @@ def test_a_change_replaces_nothing_else(stack: Stack, first_run: dict[str, Any])
     assert others() == before
 
 
+def test_a_machine_that_cannot_have_the_rule_says_so(
+    stack: Stack, first_run: dict[str, Any]
+) -> None:
+    """Without the capability the kernel answers as one that has no packet filter."""
+    override = stack.folder / "docker-compose.override.yml"
+    stack.make("down")
+    override.write_text("services: {firewall: {cap_add: !reset []}}\n")
+    try:
+        output = stack.make("up", code=2)
+        assert "FAIL  packet filter" in output
+        assert "HOST_PORTS=all in .env" in output
+        assert service(stack, "worker") == "" or not running(service(stack, "worker"))
+        setting = stack.folder / ".env"
+        setting.write_text(setting.read_text().replace("HOST_PORTS=", "HOST_PORTS=all"))
+        stack.make("up")
+        assert "everything is right" in stack.make("status")
+    finally:
+        override.unlink()
+        stack.let_reach("")
+    assert tables(stack) == [f"flows-{stack.port}"]
+
+
+def running(container: str) -> bool:
+    return docker("inspect", "--format", "{{.State.Running}}", container).strip() == "true"
+
+
 def test_down_leaves_nothing_and_a_network_of_before_is_made_anew(
     stack: Stack, first_run: dict[str, Any]
 ) -> None:
