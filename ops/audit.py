@@ -186,14 +186,16 @@ def _(container: Container) -> list[str]:
     return when(not options & {"no-new-privileges", "no-new-privileges:true"}, "not said")
 
 
-@rule(
-    CONTAINERS, "CIS 5.22", "seccomp, AppArmor, SELinux, masked paths on", "no security_opt for it"
-)
+@rule(CONTAINERS, "CIS 5.22", "seccomp, AppArmor, SELinux, masked paths", "no security_opt for it")
 def _(container: Container) -> list[str]:
-    options = container.host["SecurityOpt"] or []
-    unmasked = not container.host["MaskedPaths"] and not container.host["Privileged"]
-    off = [option for option in options if re.search(r"unconfined|label[:=]disable", option)]
-    return off + when(unmasked, "systempaths=unconfined")
+    host = container.host
+    options = host["SecurityOpt"] or []
+    off = {option for option in options if re.search(r"unconfined|label[:=]disable", option)}
+    if host["Privileged"] or "host" in (host["PidMode"], host["IpcMode"]):
+        off.discard("label=disable")  # by Docker itself, and another rule's
+    elif not host["MaskedPaths"]:
+        off.add("systempaths=unconfined")
+    return sorted(off)
 
 
 @rule(CONTAINERS, "CIS 5.13", "a read-only root file system", "read_only: true")

@@ -64,6 +64,7 @@ LOOSE: list[tuple[str, str, dict[str, Any], list[str]]] = [
     ("new-privileges", "x", {"security-opt": None}, ["CIS 5.26"]),
     ("no-seccomp", "x", {"security-opt": [NO_NEW, "seccomp=unconfined"]}, ["CIS 5.22"]),
     ("no-apparmor", "x", {"security-opt": [NO_NEW, "apparmor=unconfined"]}, ["CIS 5.22"]),
+    ("no-selinux", "x", {"security-opt": [NO_NEW, "label=disable"]}, ["CIS 5.22"]),
     ("unmasked", "x", {"security-opt": [NO_NEW, "systempaths=unconfined"]}, ["CIS 5.22"]),
     ("writable", "x", {"read-only": None}, ["CIS 5.13"]),
     ("host-network", "x", {"network": "host"}, ["CIS 5.10"]),
