@@ -98,7 +98,8 @@ updates() {
     apt-get update -qq -o APT::Update::Error-Mode=any || exit
     apt-get indextargets --format "\$(CODENAME)" | grep -q security || echo "all no security suite in the sources"
     for status in /packages/*; do
-      apt-get upgrade --simulate -o Dir::State::status="$status" | sed -n "s|^Inst|${status##*/}|p"
+      plan=$(apt-get upgrade --simulate -o Dir::State::status="$status") || plan="Inst unknown: apt failed"
+      echo "$plan" | sed -n "s|^Inst|${status##*/}|p"
     done
     echo done' >"$work/updates" 2>"$work/updates.error" || true
   rm -r "$work/packages"
