@@ -159,6 +159,22 @@ def test_a_flow_reaches_the_stack_and_the_world_and_nothing_of_this_machine(
     )
 
 
+def test_ports_that_other_containers_publish_are_closed_too(
+    stack: Stack, listeners: Listeners, flow: str
+) -> None:
+    serve = ("--publish=8000", f"{stack.project}-flow:local", "python", "-m", "http.server")
+    other = docker("run", "--detach", "--rm", *serve).strip()
+    try:
+        port = int(docker("port", other, "8000/tcp").split()[0].rsplit(":", 1)[1])
+        wheres = [(host, port) for host in listeners.hosts]
+        assert reached(flow, wheres) == []
+        stack.let_reach(str(port))
+        assert reached(flow, wheres) == wheres
+    finally:
+        stack.let_reach("")
+        docker("kill", other)
+
+
 def test_udp_does_not_get_through_either(stack: Stack, listeners: Listeners, flow: str) -> None:
     send = "import socket, sys; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
     send += "s.sendto(b'x', (sys.argv[1], int(sys.argv[2])))"
