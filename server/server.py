@@ -8,20 +8,21 @@ whose requests all at once lack one, as a worker's do when it takes ten runs, as
 nine requests come with a token of before: until none is tried again, and a run has crashed.
 """
 
+import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect.cli import app
+from prefect.server.database import provide_database_interface
 from prefect.server.events import triggers
 from prefect.server.models import csrf_token
 from prefect.server.utilities.postgres_listener import get_pg_notify_connection
+from prefect.settings import get_current_settings
 
 # A token that is about to expire is better replaced. Prefect's are good for an hour.
 LEAST = timedelta(minutes=1)
 
-# Their types say what Prefect's decorator makes of them, and get it wrong.
-new_token: Any = csrf_token.create_or_update_csrf_token
-read_token: Any = csrf_token.read_token_for_client
+read_token: Any = csrf_token.read_token_for_client  # its type is not what the decorator makes of it
 
 
 async def connect_or_fail() -> Any:
@@ -37,14 +38,20 @@ async def connect_or_fail() -> Any:
 
 
 async def token_that_stays(session: Any, client: str) -> Any:
-    """The client's CSRF token, the same for as long as it is good."""
-    token = await read_token(session=session, client=client)
-    if token is not None and token.expiration - datetime.now(UTC) > LEAST:
-        return token
-    return await new_token(session=session, client=client)
+    """The client's CSRF token: the same for all who ask, for as long as it is good."""
+    db: Any = provide_database_interface()
+    table, now = db.CsrfToken, datetime.now(UTC)
+    good_for = get_current_settings().server.api.csrf_token_expiration
+    new = {"token": secrets.token_hex(32), "expiration": now + good_for}
+    is_old = table.expiration < now + LEAST
+    insert = db.queries.insert(table).values(client=client, **new)
+    await session.execute(
+        insert.on_conflict_do_update(index_elements=[table.client], set_=new, where=is_old)
+    )
+    return await read_token(session=session, client=client)
 
 
 if __name__ == "__main__":
-    csrf_token.create_or_update_csrf_token = token_that_stays
     triggers.get_pg_notify_connection = connect_or_fail  # type: ignore[attr-defined]
+    csrf_token.create_or_update_csrf_token = token_that_stays
     app()
