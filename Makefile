@@ -68,7 +68,7 @@ test: engine venv ## Every test, on stacks of their own
 	@setup/base-images.sh
 	@.venv/bin/pytest --numprocesses 2 --dist loadfile
 
-chaos: engine venv ## Every fault three times, in 25 minutes; FAULT=server some, SOAK=60 (minutes) at random
+chaos: engine venv ## Every fault three times, in half an hour; FAULT=server some, SOAK=60 (minutes) at random
 	@setup/base-images.sh
 	@.venv/bin/pytest -m chaos -s tests/faults/test_chaos.py
 
