@@ -286,19 +286,22 @@ def test_a_machine_that_cannot_have_the_rule_says_so(
     stack: Stack, first_run: dict[str, Any]
 ) -> None:
     """Without the capability the kernel answers as one that has no packet filter."""
-    override = stack.folder / "docker-compose.override.yml"
+    override, setting = stack.folder / "powerless.yml", stack.folder / ".env"
+    original = setting.read_text()
     stack.make("down")
     override.write_text("services: {firewall: {cap_add: !reset []}}\n")
+    files = f"COMPOSE_FILE=docker-compose.yml:{override.name}"
+    setting.write_text(re.sub(r"(?m)^COMPOSE_FILE=.*", files, original))
     try:
         output = stack.make("up", code=2)
         assert "FAIL  packet filter" in output
         assert "HOST_PORTS=all in .env" in output
         assert service(stack, "worker") == "" or not running(service(stack, "worker"))
-        setting = stack.folder / ".env"
         setting.write_text(setting.read_text().replace("HOST_PORTS=", "HOST_PORTS=all"))
         stack.make("up")
         assert "everything is right" in stack.make("status")
     finally:
+        setting.write_text(original)
         override.unlink()
         stack.let_reach("")
     assert tables(stack) == [f"flows-{stack.port}"]
