@@ -1,18 +1,26 @@
 """The measurements that compare ours, stock and the floor."""
 
+import json
 import math
 import time
+from pathlib import Path
+from uuid import uuid4
 
 from bench.machine import Machine, timed
 from bench.meter import rates
 from bench.runs import completed, create, drained, ended, late
-from bench.stacks import BenchStack
+from bench.stacks import GATE, BenchStack
+from gate.policy import RUN_LABEL, Policy, flow_container
+from tests.stack import docker
 
 LATE = "lateness, one at a time"
 EARLY = "early runs, one at a time"
 AD_HOC = "ad hoc, trigger to end"
 RUN_SECONDS = 60  # how long any one run may take
 MIB = 2**20
+# Where each side asks the engine: through the gate, and from inside it.
+SOCKETS = {"ours": ("worker", "/run/gate/docker.sock"), "floor": (GATE, "/var/run/docker.sock")}
+ASK = Path(__file__).with_name("ask.py").read_text()
 
 
 def first_start(machine: Machine) -> None:
@@ -88,6 +96,22 @@ def ad_hoc(machine: Machine) -> None:
             with timed(walls):
                 machine.bare()
         machine.figures.add(AD_HOC, "s", "floor", *walls)
+
+
+def asking(machine: Machine) -> None:
+    """What a call of the engine's takes, through the gate and without it; in turns."""
+    ours, sizes = machine.ours, machine.sizes
+    body = {"Image": ours.image, "Cmd": ["true"], "Labels": {RUN_LABEL: str(uuid4())}}
+    rules = Policy((ours.image,), (), ours.flows_network, 1 << 30, 2)
+    bodies = {"ours": body, "floor": flow_container(body, rules)}
+    for _ in range(sizes.asking):
+        for side, (service, socket) in SOCKETS.items():
+            text = json.dumps(bodies[side])
+            container = ours.compose_container(service)
+            found = docker("exec", container, "python", "-c", ASK, socket, text)
+            asked, made = json.loads(found)
+            machine.figures.add("question to the engine", "ms", side, *asked)
+            machine.figures.add("container made by the engine", "ms", side, *made)
 
 
 def burst(machine: Machine, stack: BenchStack, count: int) -> None:

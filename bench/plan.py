@@ -43,6 +43,7 @@ def steps(machine: Machine) -> list[Step]:
         Step(f"idle, {sizes.idle} s", sizes.idle + 2, partial(measure.idle, machine)),
         *late_steps(machine, first=True),
         Step("ad hoc", ad_hoc_seconds(machine), partial(measure.ad_hoc, machine)),
+        Step("the gate", sizes.asking * 2, partial(measure.asking, machine)),
         Step("database before", 1, lambda: size.append(growth.Size(machine))),
         *(step for _ in range(1, sizes.blocks) for step in late_steps(machine, first=False)),
         *burst_steps(machine),

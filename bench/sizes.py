@@ -20,6 +20,7 @@ class Sizes:
     ours_ad_hoc: int = 10  # runs a group
     stock_ad_hoc: int = 4
     floor_ad_hoc: int = 10
+    asking: int = 10  # rounds of questions to the engine, as bench/ask.py has them
     burst: int = 10
     big_burst: int = 50  # 0: none
     idle: int = 60
@@ -41,6 +42,7 @@ QUICK = Sizes(
     ours_ad_hoc=3,
     stock_ad_hoc=2,
     floor_ad_hoc=3,
+    asking=2,
     burst=3,
     big_burst=0,
     idle=10,
