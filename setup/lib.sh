@@ -133,9 +133,10 @@ start() {
   docker compose config --services | grep -qx backup ||
     docker compose --progress quiet --profile backup rm --stop --force backup >/dev/null 2>&1 || true
   # A network keeps the bridge that it was made with, and older Composes keep the network.
-  wanted=$(docker compose config | sed -n 's/.*com\.docker\.network\.bridge\.name: //p')
-  made=$(docker network inspect --format '{{index .Options "com.docker.network.bridge.name"}}' "$(flows_network)" 2>/dev/null) || made=$wanted
-  [ "$made" = "$wanted" ] || ops/down.sh || return 1
+  bridges | while read -r network wanted; do
+    made=$(docker network inspect --format '{{index .Options "com.docker.network.bridge.name"}}' "$network" 2>/dev/null) || continue
+    [ "$made" = "$wanted" ] || exit 1
+  done || ops/down.sh || return 1
   # A changed one by itself: together with it, Compose would make anew all that waits for it.
   [ -z "$(docker compose ps --quiet firewall 2>/dev/null)" ] ||
     docker compose --progress quiet up --detach --wait --no-deps firewall >/dev/null 2>&1 || true
@@ -145,6 +146,14 @@ start() {
   }
   # The one thing of a version that isn't in its images: `make upgrade` may have to go back to it.
   if [ $# = 0 ] && [ -z "${COMPOSE_FILE:-}" ]; then compose_files >.running.yml; fi
+}
+
+# bridges: a line a network, its name and its bridge's.
+bridges() {
+  docker compose config | awk '
+    /^[a-z]/ { on = /^networks:/ }
+    on && /^    name:/ { network = $2 }
+    on && /bridge\.name:/ { print network, $2 }'
 }
 
 # compose_files: what makes up the stack, as one file: a YAML document each.

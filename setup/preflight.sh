@@ -173,9 +173,11 @@ check_env() {
   check_value POSTGRES_PASSWORD '^[A-Za-z0-9.:_=+/@-]+$' "letters, digits and . : _ = + / @ -"
   check_value PREFECT_SERVER_ENCRYPTION_KEY '^[A-Za-z0-9_-]{43}=$' "44 characters, the last one ="
   check_value FORK_WORKERS '^[0-9]*$' "a number"
-  check_value HOST_PORTS "^ *(all|($PORT( +$PORT)*)?) *$" "port numbers, 1 to 65535, separated by blanks; or all"
+  check_value HOST_PORTS "^ *(all|((metadata|$PORT)( +(metadata|$PORT))*)?) *$" \
+    "port numbers, 1 to 65535, and metadata, separated by blanks; or all"
   check_value FLOW_IMAGES '^[a-z0-9._/:@, -]*$' "image names, name:tag or name for any tag"
   check_value FLOW_VOLUMES '^[A-Za-z0-9_., -]*$' "names of volumes, no folders"
+  check_value FLOW_LABELS '^[A-Za-z0-9_./, -]*$' "names of labels"
   check_value FLOW_MAX_MEMORY '^([1-9][0-9]*[kmgKMG]?)?$' "an amount of memory such as 4g"
   check_value FLOW_CPUS '^([0-9]+(\.[0-9]+)?)?$' "a number of CPUs such as 2 or 1.5"
   check_value BACKUP_AT '^(([01][0-9]|2[0-3]):[0-5][0-9])?$' "a time of the day such as 03:00"

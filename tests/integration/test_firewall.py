@@ -10,25 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.reach import REACH, Where, address, gateway, outside, reached
 from tests.stack import ACTIVITY_URL, DAILY, Stack, docker, eventually
 
 pytestmark = pytest.mark.timeout(900)
-# Connects to each of the addresses, and says how that went.
-REACH = """
-import json, socket, sys
-from concurrent.futures import ThreadPoolExecutor
-
-def reach(where):
-    try:
-        socket.create_connection(where, timeout=4).close()
-    except OSError as error:
-        return type(error).__name__
-    return "reached"
-
-wheres = json.loads(sys.argv[1])
-with ThreadPoolExecutor(len(wheres)) as pool:
-    print(json.dumps(list(pool.map(lambda where: reach(tuple(where)), wheres))))
-"""
 # Tries one address again and again, until its input ends.
 INSIST = """
 import socket, sys, threading
@@ -44,7 +29,6 @@ while not done.is_set():
         pass
 print(tries)
 """
-Where = tuple[str, int]
 
 
 class Listeners:
@@ -100,23 +84,9 @@ def flow(stack: Stack, first_run: dict[str, Any]) -> Iterator[str]:
     stack.cleared(run)
 
 
-def gateway(network: str) -> str:
-    """This machine's address on a network's bridge."""
-    text = "{{(index .IPAM.Config 0).Gateway}}"
-    return docker("network", "inspect", "--format", text, network).strip()
-
-
 def service(stack: Stack, name: str) -> str:
     """The id of a service's container."""
     return stack.run("docker", "compose", "ps", "--all", "--quiet", name).stdout.strip()
-
-
-def reached(container: str, wheres: list[Where]) -> list[Where]:
-    """Which of them a container reaches."""
-    output = docker("exec", container, "python", "-c", REACH, json.dumps(wheres))
-    return [
-        where for where, how in zip(wheres, json.loads(output), strict=True) if how == "reached"
-    ]
 
 
 def tables(stack: Stack) -> list[str]:
@@ -131,11 +101,7 @@ def tables(stack: Stack) -> list[str]:
 def test_a_flow_reaches_the_stack_and_the_world_and_nothing_of_this_machine(
     stack: Stack, listeners: Listeners, flow: str
 ) -> None:
-    def address(name: str, network: str) -> str:
-        (facts,) = json.loads(docker("inspect", service(stack, name)))
-        return str(facts["NetworkSettings"]["Networks"][f"{stack.project}_{network}"]["IPAddress"])
-
-    postgres = address("postgres", "backend")
+    postgres = address(stack, "postgres", "backend")
     # What apt in the image would ask, as the build has.
     mirrors = docker("exec", flow, "grep", "-rhoP", r"https?://\K[^/\s]+", "/etc/apt/").split()
     world = (mirrors[0], 80)
@@ -143,7 +109,7 @@ def test_a_flow_reaches_the_stack_and_the_world_and_nothing_of_this_machine(
     closed = [
         ("postgres", 5432),
         (postgres, 5432),
-        (address("server", "backend"), 4200),
+        (address(stack, "server", "backend"), 4200),
         ("gate", 2375),
         ("firewall", 80),
         *((host, port) for host in listeners.hosts for port in (22, 2375, 2376, 5432)),
@@ -157,6 +123,54 @@ def test_a_flow_reaches_the_stack_and_the_world_and_nothing_of_this_machine(
     assert docker("exec", flow, "sh", "-c", "echo /run/*/*.sock /var/run/*.sock").strip() == (
         "/run/*/*.sock /var/run/*.sock"
     )
+
+
+def test_nor_does_the_server_or_postgres_by_their_own_network(
+    stack: Stack, listeners: Listeners
+) -> None:
+    """Whoever has the login can have the server post a webhook anywhere."""
+    backend = gateway(f"{stack.project}_backend")
+    port = listeners.port("everywhere")
+    wheres = [(host, port) for host in (backend, *listeners.hosts)]
+    there = ("postgres", 5432)
+    assert reached(service(stack, "server"), [there, *wheres]) == [there]
+    connect = ("timeout", "4", "bash", "-c", f"</dev/tcp/{backend}/{port}")
+    asked = ["docker", "exec", service(stack, "postgres"), *connect]
+    assert "refused" in subprocess.run(asked, capture_output=True, text=True).stderr
+    try:
+        stack.let_reach(str(port))  # for flows
+        assert reached(service(stack, "server"), [(backend, port)]) == []
+        stack.let_reach("all")
+        assert reached(service(stack, "server"), [there, *wheres]) == [there, *wheres]
+        assert subprocess.run(asked, capture_output=True).returncode == 0
+    finally:
+        stack.let_reach("")
+
+
+def test_a_clouds_credentials_and_a_neighbours_way_in(
+    stack: Stack, listeners: Listeners, flow: str
+) -> None:
+    """An engine before 28 lets in who sends to a container's own address."""
+    inner = [
+        (address(stack, "server", "flows"), 4200),
+        (address(stack, "server", "backend"), 4200),
+        (address(stack, "upstream", "flows"), 8000),
+    ]
+    engine = docker("version", "--format", "{{.Server.Version}}")
+    let_in = [inner[0], inner[2]] if int(engine.split(".")[0]) < 28 else []
+    with outside(stack) as other:
+        here = (other.here, listeners.port("everywhere"))
+        world, metadata = other.address, other.metadata
+        assert reached(flow, [world, metadata]) == [world]
+        assert reached(service(stack, "server"), [world, metadata]) == [world]
+        assert reached(other.container, [here, *inner]) == [here]
+        try:
+            stack.let_reach("metadata 5432")
+            assert reached(flow, [world, metadata]) == [world, metadata]
+            stack.let_reach("all")
+            assert reached(other.container, [here, *inner]) == [here, *let_in]
+        finally:
+            stack.let_reach("")
 
 
 def test_ports_that_other_containers_publish_are_closed_too(

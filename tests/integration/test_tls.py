@@ -25,6 +25,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from tests.browser import chromium
+from tests.reach import address, outside, reached
 from tests.stack import DAILY, Stack, docker, eventually, free_port, left_behind, settings_of
 
 HOST = "prefect.test"  # which no machine knows, so every client here is told
@@ -240,6 +241,13 @@ def test_the_proxy_is_locked_down_and_no_flow_reaches_it(stack: TlsStack) -> Non
     for network, code in ((f"{stack.project}_front", 0), (stack.flows_network, 1)):
         command = ["docker", "run", "--rm", "--network", network, image, "python", "-c", reach]
         assert stack.run(*command, endpoint["IPAddress"]).returncode == code, network
+
+
+def test_another_machine_gets_to_the_proxy_s_port_and_no_further(stack: TlsStack) -> None:
+    inner = [(address(stack, "proxy", "front"), 8443), (address(stack, "server", "front"), 4200)]
+    with outside(stack) as other:
+        port = (other.here, stack.tls_port)
+        assert reached(other.container, [port, (other.here, stack.port), *inner]) == [port]
 
 
 def test_a_browser_that_trusts_the_ca(stack: TlsStack) -> None:
