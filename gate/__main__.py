@@ -236,6 +236,10 @@ async def pull(gate: Gate, request: web.BaseRequest, _: str, query: Query) -> we
     name, tag = query.get("fromImage", ""), query.get("tag", "")
     image = f"{name}@{tag}" if tag.startswith("sha256:") else f"{name}:{tag}"
     gate.policy.check_image(image)
+    async with gate.engine.get(f"{API}/images/{quote(image, safe='/:@')}/json") as response:
+        # Somebody else may have that name at a registry.
+        if response.status == 200 and not (await response.json()).get("RepoDigests"):
+            raise Refused("image", "no pull of what was built here (image_pull_policy)", image)
     headers = {}
     if login := request.headers.get("X-Registry-Auth"):
         headers["X-Registry-Auth"] = login

@@ -20,6 +20,7 @@ GATE_LABEL = "prefect-stack.gate"  # what the gate has made: its value, the flow
 MEMORY, PIDS, MAX_PIDS = 1 << 30, 512, 4096
 # A quarter of the server's (docker-compose.yml): a flow that loads must not delay one that runs.
 CPU_SHARES = 512
+OOM_SCORE = 500  # where the machine's memory runs out, a flow goes before Postgres or sshd does
 SAME = ("Image", "Cmd", "Entrypoint", "Env", "WorkingDir")  # what is passed on as it is
 TMPFS = {"/tmp": "mode=1777,size=256m"}  # noqa: S108  # in the container
 UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -42,6 +43,7 @@ class Policy:
         images: ``name:tag``, or ``name`` for any tag of it.
         volumes: Names of volumes that may be mounted.
         network: The one that flow containers are on.
+        labels: Names of labels that may be set besides Prefect's own.
         max_memory: In bytes.
         cpus: Of which a container gets so many at most.
         cgroup: The control group that all of them are put into; empty for the engine's own.
@@ -49,6 +51,7 @@ class Policy:
 
     images: tuple[str, ...]
     volumes: tuple[str, ...]
+    labels: tuple[str, ...]
     network: str
     max_memory: int
     cpus: float
@@ -57,7 +60,7 @@ class Policy:
     @classmethod
     def read(cls, env: Mapping[str, str]) -> "Policy":
         """From FLOW_IMAGES, FLOW_VOLUMES, FLOWS_NETWORK, FLOW_MAX_MEMORY (bytes, or with k, m or g)
-        FLOW_CPUS and perhaps FLOW_CGROUP_PARENT; lists are separated by blanks or commas.
+        FLOW_CPUS, perhaps FLOW_LABELS and FLOW_CGROUP_PARENT; a list's separators: blanks, commas.
 
         Raises:
             ValueError: One of them is missing or makes no sense.
@@ -79,7 +82,8 @@ class Policy:
             raise ValueError(f"FLOW_CPUS: expected a number of CPUs, found {env['FLOW_CPUS']}")
         memory = int(size[1]) * UNITS.get(size[2], 1)
         cgroup = env.get("FLOW_CGROUP_PARENT", "")
-        return cls(images, volumes, env["FLOWS_NETWORK"], memory, cpus, cgroup)
+        labels = tuple(re.findall(r"[^\s,]+", env.get("FLOW_LABELS", "")))
+        return cls(images, volumes, labels, env["FLOWS_NETWORK"], memory, cpus, cgroup)
 
     def check_image(self, image: str) -> None:
         """Refuses an image that isn't on the list, or has neither tag nor digest."""
@@ -158,7 +162,8 @@ def flow_container(asked: dict[str, Any], policy: Policy) -> dict[str, Any]:
         UUID(run)
     except ValueError:
         raise Refused(f"label {RUN_LABEL}", "a flow run's id", run) from None
-    binds = limits.get("Binds", [])
+    binds, tmpfs = limits.get("Binds", []), limits.get("Tmpfs", TMPFS)
+    _apart([bind.split(":")[1] for bind in binds] + [*tmpfs])
     for folder in asked.get("Volumes") or {}:
         if folder not in {bind.split(":")[1] for bind in binds}:
             raise Refused("volumes", "name:/path", folder)
@@ -179,7 +184,8 @@ def flow_container(asked: dict[str, Any], policy: Policy) -> dict[str, Any]:
             "CpuShares": CPU_SHARES,
             "CpuQuota": math.ceil(100_000 * policy.cpus),
             "CgroupParent": policy.cgroup,
-            "Tmpfs": limits.get("Tmpfs", TMPFS),
+            "OomScoreAdj": OOM_SCORE,
+            "Tmpfs": tmpfs,
             "ReadonlyRootfs": True,
             "Init": True,
             "CapDrop": ["ALL"],
@@ -273,11 +279,12 @@ def _env(what: str, value: Any, policy: Policy) -> list[str]:
     return found
 
 
-def _labels(what: str, value: Any, _: Policy) -> dict[str, str]:
+def _labels(what: str, value: Any, policy: Policy) -> dict[str, str]:
     found = {_text(what, key): _text(what, text) for key, text in _dict(what, value).items()}
-    # Compose would take a container with its labels for its own.
-    if wrong := [key for key in found if re.match(r"(com\.docker|prefect-stack)\.", key, re.I)]:
-        raise Refused("labels", "none of Docker's or this stack's own", wrong[0])
+    # Others obey labels: Compose takes a container for its own, a proxy sends it a site's requests.
+    own = re.compile(r"io\.prefect\.[\w.-]+", re.A)
+    if wrong := [key for key in found if not own.fullmatch(key) and key not in policy.labels]:
+        raise Refused("labels", "one that is on FLOW_LABELS", wrong[0])
     return found
 
 
@@ -286,7 +293,8 @@ def _user(what: str, value: Any, _: Policy) -> str:
     # By number: of a name, the image decides whether it is root.
     if not re.fullmatch(r"[1-9]\d{0,8}(:[1-9]\d{0,8})?", user, re.A):
         raise Refused("user", "numbers of a user and a group that aren't root's", user)
-    return user
+    # Without a group, Docker may give it root's.
+    return user if ":" in user else f"{user}:{user}"
 
 
 def _path(what: str, value: Any) -> str:
@@ -314,6 +322,13 @@ def _binds(what: str, value: Any, policy: Policy) -> list[str]:
             raise Refused("volumes", "rw or ro after the path", bind)
         found.append(f"{name}:{_path('volumes', path)}:{mode or 'rw'}")
     return found
+
+
+def _apart(paths: list[str]) -> None:
+    """Refuses a mount in another: what flows share must not decide where it ends up."""
+    for path in paths:
+        if [other for other in paths if f"{path}/".startswith(f"{other}/")] != [path]:
+            raise Refused("volumes, tmpfs", "paths that aren't within each other", path)
 
 
 def _mounted(what: str, value: Any, policy: Policy) -> None:

@@ -27,7 +27,7 @@ IMAGES = (
 )
 PULLS = (
     r"/v1\.44/images/create\?"
-    r"(fromImage=(history|[a-z./:0-9%A-F]*team/etl|stack-flow)|tag=[\w.:%-]+|&)+"
+    r"(fromImage=(history|[a-z./:0-9%A-F]*team/etl)|tag=[\w.:%-]+|&)+"
 )
 HOST = {
     "NetworkMode": NETWORK,
@@ -35,6 +35,7 @@ HOST = {
     "CpuQuota": 200_000,
     "CpuShares": 512,
     "CgroupParent": "",
+    "OomScoreAdj": 500,
     "ReadonlyRootfs": True,
     "Init": True,
     "CapDrop": ["ALL"],
@@ -79,7 +80,7 @@ def assert_bounded(body: dict[str, Any]) -> None:
     assert int(user) > 0 and (not group or int(group) > 0)
     assert body["Labels"].pop("prefect-stack.gate") == NETWORK
     assert not [
-        key for key in body["Labels"] if key.lower().startswith(("com.docker.", "prefect-"))
+        key for key in body["Labels"] if not key.startswith("io.prefect.") and key != "team"
     ]
     assert body["NetworkingConfig"] == {"EndpointsConfig": {NETWORK: {}}}
     host = body["HostConfig"]
@@ -93,6 +94,13 @@ def assert_bounded(body: dict[str, Any]) -> None:
         assert volume in (VOLUME, "cache")
         assert not SYSTEM.search(path)
         assert mode in ("ro", "rw")
+    targets = [bind.split(":")[1] for bind in host["Binds"]] + [*host["Tmpfs"]]
+    assert not [
+        (one, other)
+        for number, one in enumerate(targets)
+        for place, other in enumerate(targets)
+        if place != number and (one + "/").startswith(other + "/")
+    ]
     for path, options in host["Tmpfs"].items():
         assert not SYSTEM.search(path)
         assert not {"suid", "dev", "exec"} & {*options.split(",")}
@@ -107,7 +115,8 @@ UTSMode UsernsMode CgroupnsMode CgroupParent Mounts VolumesFrom VolumeDriver Dev
 Sysctls MaskedPaths ReadonlyPaths PortBindings PublishAllPorts ExtraHosts Links Dns GroupAdd
 RestartPolicy AutoRemove OomScoreAdj OomKillDisable Ulimits ShmSize StorageOpt Isolation NanoCpus
 CpuQuota CpuShares EndpointsConfig Aliases stack_flows stack_backend /data /proc /etc
-io.prefect.flow-run-id com.docker.compose.project prefect-stack.gate Type Config Source Target
+io.prefect.flow-run-id com.docker.compose.project prefect-stack.gate team traefik.enable
+Type Config Source Target
 """.split()  # noqa: SIM905
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 1.5, 2**31, 2**63, 10**40, -(2**70), "", "0", "0:0", "root",

@@ -51,6 +51,7 @@ VARIABLES: dict[str, tuple[dict[str, Any], str]] = {
     "memory over /sys": ({"tmpfs": {"/sys": ""}}, "tmpfs"),
     "programs of root's in memory": ({"tmpfs": {"/mem": "exec,suid"}}, "tmpfs"),
     "Compose's label": ({"labels": {"com.docker.compose.project": "{project}"}}, "labels"),
+    "another program's label": ({"labels": {"traefik.enable": "true"}}, "labels"),
     "the gate's label": ({"labels": {"prefect-stack.gate": "x"}}, "labels"),
 }
 # What the base job template itself may be made to say: whoever has the login can change it.
@@ -271,6 +272,7 @@ def test_what_passes_is_made_as_the_policy_says(running: Stack) -> None:
         assert [mount["Name"] for mount in facts["Mounts"]] == [f"{running.project}_data"]
         assert (host["Memory"], host["MemorySwap"], host["PidsLimit"]) == (256 << 20, 256 << 20, 99)
         assert (host["CpuQuota"], host["CpuPeriod"]) == (200_000, 100_000)
+        assert host["OomScoreAdj"] == 500
         assert host["ReadonlyRootfs"] is True
         assert host["Init"] is True
         assert host["CapDrop"] == ["ALL"]

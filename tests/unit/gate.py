@@ -23,6 +23,7 @@ OURS, THEIRS = "a" * 64, "b" * 64
 SETTINGS = {
     "FLOW_IMAGES": f"{IMAGE} history registry.example:5000/team/etl:2",
     "FLOW_VOLUMES": f"{VOLUME},cache",
+    "FLOW_LABELS": "team",
     "FLOWS_NETWORK": NETWORK,
     "FLOW_MAX_MEMORY": "4g",
     "FLOW_CPUS": "2",
@@ -134,6 +135,9 @@ class Engine:
             return 200, {"Id": THEIRS, "Config": {"Labels": {"prefect-stack.gate": "other_flows"}}}
         if path.startswith("/v1.44/containers/json"):
             return 200, []
+        if path.startswith("/v1.44/images/") and path.endswith("/json"):
+            built_here = IMAGE in path
+            return 200, {"RepoDigests": [] if built_here else ["x@sha256:" + "c" * 64]}
         return 200, {"StatusCode": 0}
 
 

@@ -40,6 +40,7 @@ MADE = {
         "CpuQuota": 200_000,
         "CpuShares": 512,
         "CgroupParent": "",
+        "OomScoreAdj": 500,
         "Tmpfs": {"/tmp": "mode=1777,size=256m"},  # noqa: S108
         "ReadonlyRootfs": True,
         "Init": True,
@@ -84,6 +85,14 @@ def test_what_isnt_asked_for_is_bounded_all_the_same(opened: Gate) -> None:
     assert "Cmd" not in made
 
 
+def test_a_listed_label_and_a_user_without_a_group(opened: Gate) -> None:
+    labels = {"io.prefect.flow-run-id": RUN, "team": "data"}
+    assert ask(opened, create_body() | {"Labels": labels, "User": "12345"})[0] == 201
+    made = json.loads(opened.engine.calls[0].body)
+    assert made["Labels"] == labels | {"prefect-stack.gate": NETWORK}
+    assert made["User"] == "12345:12345"  # without a group, Docker might give it root's
+
+
 def top(**changes: Any) -> dict[str, Any]:
     return create_body() | changes
 
@@ -106,6 +115,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "the gate's label": (
         top(Labels={"io.prefect.flow-run-id": RUN, "prefect-stack.gate": "x"}),
+        "labels",
+    ),
+    "another program's labels": (
+        top(Labels={"io.prefect.flow-run-id": RUN, "traefik.enable": "true"}),
+        "labels",
+    ),
+    "Prefect's label, but for a letter": (
+        top(Labels={"io.prefect.flow-run-id": RUN, "io.prefectx": "x"}),
         "labels",
     ),
     "a volume of the image's own": (top(Volumes={"/x": {}}), "volumes"),
@@ -146,6 +163,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a volume with more options": (create_body(Binds=[f"{VOLUME}:/data:z"]), "volumes"),
     "a volume over the system": (create_body(Binds=[f"{VOLUME}:/proc/x"]), "volumes"),
     "a volume up and away": (create_body(Binds=[f"{VOLUME}:/data/../proc"]), "volumes"),
+    "a volume twice": (create_body(Binds=[f"{VOLUME}:/a", f"{VOLUME}:/a"]), "volumes"),
+    "a volume within a volume": (create_body(Binds=[f"{VOLUME}:/a", "cache:/a/b"]), "volumes"),
+    "memory within a volume": (create_body(Tmpfs={"/data/x": ""}), "volumes"),
+    "a volume within memory": (create_body(Binds=[f"{VOLUME}:/tmp/data"]), "volumes"),
     "mounts": (
         create_body(Mounts=[{"Type": "bind", "Source": "/", "Target": "/h"}]),
         "HostConfig.Mounts",
@@ -363,6 +384,15 @@ def test_its_own_containers_can_be_listed_read_and_ended(opened: Gate) -> None:
         assert (last.method, last.path.split("?")[0]) == (method, f"/v1.44{path}".split("?")[0])
     listed = opened.engine.calls[0].path
     assert f"prefect-stack.gate%3D{NETWORK}" in listed.replace("%3d", "%3D").replace("=", "%3D")
+
+
+def test_what_was_built_here_is_never_pulled(opened: Gate) -> None:
+    """A registry may have another image of that name."""
+    name, tag = IMAGE.split(":")
+    status, said = opened.client.send("POST", f"/images/create?fromImage={name}&tag={tag}")
+    assert status == 403
+    assert "built here" in said["message"]
+    assert [call.method for call in opened.engine.calls] == ["GET"]
 
 
 def test_a_wait_lasts_as_long_as_the_container(opened: Gate) -> None:
