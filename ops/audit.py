@@ -2,7 +2,8 @@
 
 Reads the tar that ops/audit.sh packs of what Docker says; the arguments are the project's name and
 its folder's. Numbers are those of the CIS Docker Benchmark 1.6 and of OWASP's Docker Security Cheat
-Sheet. Exit code 0 only if no rule is broken. A secret is told by its name, never by its value.
+Sheet. Exit code 0 only if no rule is broken; what couldn't be looked at doesn't pass, but is named.
+A secret is told by its name, never by its value.
 """
 
 import base64
@@ -128,9 +129,14 @@ class Image:
     facts: dict[str, Any]  # docker image inspect
     history: str
     updates: list[str]  # Debian's, that it hasn't got
+    unasked: str  # why nobody knows, if so
 
 
 # ── Rules: what is expected, how to mend it, and a function that finds what isn't so ─────────────
+class NotLookedAt(Exception):
+    """Why a rule couldn't be applied."""
+
+
 @dataclass
 class Rule(Generic[T]):
     """A row of the table."""
@@ -366,6 +372,8 @@ def _(container: Container) -> list[str]:
 
 @rule(IMAGES, "CIS 4.4", "none of Debian's updates amiss", f"{NEW_BASES}, then: make up")
 def _(image: Image) -> list[str]:
+    if image.unasked and not image.updates:
+        raise NotLookedAt(image.unasked)
     more = [f"{len(image.updates) - 5} more"] if len(image.updates) > 5 else []
     return when(image.updates, ", ".join(image.updates[:5] + more))
 
@@ -420,8 +428,10 @@ def _(stack: Stack) -> list[str]:
 @rule(WHOLE, "OWASP 5", "the database's network without a way out", "internal: true")
 def _(stack: Stack) -> list[str]:
     found = json.loads(stack.files["networks.json"])
-    backend = f"{stack.project}_backend"
-    return [one["Name"] for one in found if one["Name"] == backend and not one["Internal"]]
+    backend = [one for one in found if one["Name"] == f"{stack.project}_backend"]
+    if not backend:
+        raise NotLookedAt(f"no network {stack.project}_backend")
+    return [one["Name"] for one in backend if not one["Internal"]]
 
 
 @rule(WHOLE, "-", "a flow container looked at", "make status")
@@ -429,11 +439,13 @@ def _(stack: Stack) -> list[str]:
     return when(not any(container.is_flow for container in stack.containers), "none")
 
 
-@rule(WHOLE, "OWASP 9", "no known vulnerability, or a young uv.lock", "uv lock --upgrade, make up")
+@rule(WHOLE, "OWASP 9", "no known vulnerability, no old uv.lock", "uv lock --upgrade, make up")
 def _(stack: Stack) -> list[str]:
     report = known(stack)
     if report is None:
-        return when(lock_age(stack) > STALE_DAYS, f"uv.lock, {lock_age(stack)} days old")
+        if lock_age(stack) > STALE_DAYS:
+            return [f"uv.lock, {lock_age(stack)} days old"]
+        raise NotLookedAt(who_was_asked(stack))
     return [
         "{name} {version}: ".format(**one["dependency"])
         + f"{one['display_id']}, fixed in {', '.join(one['fix_versions']) or 'no version yet'}"
@@ -443,8 +455,11 @@ def _(stack: Stack) -> list[str]:
 
 def known(stack: Stack) -> dict[str, Any] | None:
     """What an advisory database said, by `uv audit`; None if none answered."""
-    text = stack.files.get("advisories.json", "")
-    return json.loads(text) if text.startswith("{") else None
+    try:
+        report: dict[str, Any] = json.loads(stack.files.get("advisories.json", ""))
+    except ValueError:
+        return None
+    return report
 
 
 def lock_age(stack: Stack) -> int:
@@ -536,40 +551,65 @@ def read(source: IO[bytes], project: str, folders: list[str]) -> Stack:
         stack.containers.append(Container(stack, facts, processes, logged.get(key, [])))
     for key, text in texts["images"].items():
         (facts,) = json.loads(text)
-        waiting = [line.split(" ", 1) for line in stack.files["updates"].splitlines()[:-1]]
-        updates = [update for image, update in waiting if image in {key, "all"}]
-        stack.images.append(Image(stack, names[key], facts, texts["histories"][key], updates))
+        history = texts["histories"][key]
+        stack.images.append(Image(stack, names[key], facts, history, *updates_of(stack, key)))
     stack.containers.sort(key=lambda container: container.name)
     stack.images.sort(key=lambda image: image.name)
     return stack
 
 
-def judge(stack: Stack) -> tuple[Table, list[str]]:
-    """A row a rule; a line for whatever breaks one."""
+def updates_of(stack: Stack, image: str) -> tuple[list[str], str]:
+    """What Debian has that an image hasn't; and why nobody knows all of it, if so."""
+    lines = [line.partition(" ") for line in stack.files["updates"].splitlines()]
+    updates = [update for whose, _, update in lines if whose in {image, "all"}]
+    # Said once an image is looked at, and in the end of all: who asks may be stopped half-way.
+    done = {what for word, _, what in lines if word == "done"}
+    if image in done:
+        return updates, ""
+    if "all" in done:
+        return updates, "no list of Debian packages in it"
+    error = re.search(r"^(?:E|docker): .*", stack.files["updates.error"], re.M)
+    return updates, f"no answer from Debian ({error[0] if error else 'stopped half-way'})"
+
+
+def judge(stack: Stack) -> tuple[Table, list[str], list[str]]:
+    """A row a rule; a line for whatever breaks one; the rules that couldn't be applied, and why."""
     table = Table("", "rule", "looked at", "", box=None, header_style="bold")
     problems: list[str] = []
+    unseen: list[str] = []
 
     def row(rule: Rule[T], subjects: list[T], looked_at: str) -> None:
-        broken = [
-            f"{rule.number} {getattr(subject, 'name', 'stack')}: "
-            f"expected {rule.what}, found {found}. Fix: {rule.fix}{where(subject)}"
-            for subject in subjects
-            for found in rule.wrong(subject)
-        ]
-        verdict = "[red]FAIL[/]" if broken else "[green]pass[/]"
-        table.add_row(rule.number, rule.what, escape(looked_at), verdict)
+        broken: list[str] = []
+        reasons: dict[str, list[str]] = {}
+        for subject in subjects:
+            name = getattr(subject, "name", "stack")
+            try:
+                broken += [
+                    f"{rule.number} {name}: "
+                    f"expected {rule.what}, found {found}. Fix: {rule.fix}{where(subject)}"
+                    for found in rule.wrong(subject)
+                ]
+            except NotLookedAt as reason:
+                reasons.setdefault(str(reason), []).append(name)
+        why = "; ".join(
+            reason if len(names) == len(subjects) else f"{', '.join(names)}: {reason}"
+            for reason, names in reasons.items()
+        )
+        verdict = "[yellow]not looked at[/]" if why else "[green]pass[/]"
+        verdict = "[red]FAIL[/]" if broken else verdict
+        table.add_row(rule.number, rule.what, escape(why or looked_at), verdict)
         problems.extend(broken)
+        if why:
+            unseen.append(f"{rule.number} ({why})")
 
     for rule in CONTAINERS:
         row(rule, stack.containers, f"{len(stack.containers)} containers")
     for image_rule in IMAGES:
-        unasked = image_rule.number == "CIS 4.4" and not stack.files["updates"]
-        looked_at = "Debian can't be reached" if unasked else f"{len(stack.images)} images"
-        row(image_rule, stack.images, looked_at)
+        row(image_rule, stack.images, f"{len(stack.images)} images")
     for whole_rule in WHOLE:
         looked_at = who_was_asked(stack) if whole_rule.number == "OWASP 9" else ""
         row(whole_rule, [stack], looked_at)
-    return table, problems
+    return table, problems, unseen
 
 
 def where(subject: object) -> str:
@@ -585,12 +625,14 @@ def main() -> int:
     """Prints the table and what is wrong; returns the exit code."""
     stack = read(sys.stdin.buffer, sys.argv[1], sys.argv[2:])
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
-    table, problems = judge(stack)
+    table, problems, unseen = judge(stack)
     console.print(table)
     for problem in problems:
         console.print(f"[red]✗[/] {escape(problem)}", soft_wrap=True)
     if not problems:
-        console.print(f"[green]✓[/] {len(table.rows)} rules, none broken")
+        more = f", {len(unseen)} not looked at: {'; '.join(unseen)}" if unseen else ""
+        summary = escape(f"{len(table.rows)} rules, none broken{more}")
+        console.print(f"[green]✓[/] {summary}", soft_wrap=True)
     return 1 if problems else 0
 
 

@@ -1,8 +1,8 @@
 #!/bin/sh
 # [FLOW=flow/deployment] [OSV_URL=https://…] audit.sh: is the running stack, with a flow container, as
-# locked down as it is meant to be? Exit code 0 only if so. The host's Docker says what there is,
-# and ops/audit.py, in the server's container, judges it: the secrets that it looks for get there
-# through a pipe, not by a command line.
+# locked down as it is meant to be? Exit code 0 only if no rule is broken. The host's Docker says what
+# there is, and ops/audit.py, in the server's container, judges it: the secrets that it looks for get
+# there through a pipe, not by a command line.
 set -eu
 cd "$(dirname "$0")/.."
 . setup/lib.sh
@@ -89,8 +89,10 @@ container() {
 updates() {
   mkdir "$work/packages"
   for image in "$work"/images/*; do
+    list=$work/packages/${image##*/}
     docker run --rm --network none --read-only --cap-drop ALL --entrypoint cat "sha256:${image##*/}" \
-      /var/lib/dpkg/status >"$work/packages/${image##*/}"
+      /var/lib/dpkg/status >"$list" 2>/dev/null || true
+    [ -s "$list" ] || rm "$list"
   done
   # shellcheck disable=SC2016  # the container's variables
   tar -cf - -C "$work/packages" . | docker run --rm --interactive debian:trixie-slim sh -c '
@@ -100,8 +102,9 @@ updates() {
     for status in /packages/*; do
       plan=$(apt-get upgrade --simulate -o Dir::State::status="$status") || plan="Inst unknown: apt failed"
       echo "$plan" | sed -n "s|^Inst|${status##*/}|p"
+      echo "done ${status##*/}"
     done
-    echo done' >"$work/updates" 2>"$work/updates.error" || true
+    echo done all' >"$work/updates" 2>"$work/updates.error" || true
   rm -r "$work/packages"
 }
 

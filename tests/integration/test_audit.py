@@ -185,6 +185,7 @@ def test_the_stack_and_a_flow_container_pass(stack: Stack, first_run: dict[str, 
         output, broken = audit(stack, url)
     assert broken == expected, output
     assert "packages, asked of a database" in output
+    assert "not looked at" not in output
     assert re.search(r"a flow container looked at +pass", output)
     # The run whose container was looked at is one like any other.
     (run,) = {run["id"] for run in stack.runs(DAILY)} - before
@@ -213,6 +214,8 @@ def test_every_loosening_is_found(
     expected |= {("OWASP 12", "stack"), ("CIS 4.2", "stack"), ("CIS 4.10", "stack")}
     assert broken - {("OWASP 9", "stack")} == expected  # with no database, uv.lock may be too old
     assert "no advisory database reachable" in output
+    assert re.search(r"no old uv\.lock .*(not looked at|FAIL) *$", output, re.M)
+    assert f"{made}-unlisted:1: no list" in output
     assert "debian-archive-keyring [1] (" in output
     for text in ("env: -rw-r--r--", "secrets: drwxr-xr-x", "PASSPHRASE: 5", "debian:latest"):
         assert text in output
@@ -234,6 +237,7 @@ def loosen_images(stack: Stack, words: dict[str, str], made: str) -> Broken:
         f"{made}-old:1": ours
         + "USER 0\nRUN sed -i '/^Package: debian-archive-keyring$/,/^$/s/^Version: .*/Version: 1/' "
         "/var/lib/dpkg/status\nUSER 10001",
+        f"{made}-unlisted:1": ours + "USER 0\nRUN rm /var/lib/dpkg/status\nUSER 10001",
         f"{made}-moving:latest": ours,
     }
     for name, dockerfile in images.items():

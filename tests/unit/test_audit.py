@@ -1,22 +1,53 @@
-"""audit.py: what it takes for a secret, a moving image, an old or vulnerable uv.lock."""
+"""audit.py: what it takes for a secret, a moving image, an old uv.lock; and what
+it says of what it couldn't look at.
+"""  # noqa: D205
 
 import base64
 import io
+import json
 import subprocess
+import sys
+from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
+from typing import Any
 
 import pytest
 
-from ops.audit import WHOLE, Stack, forms, secrets_of, unpinned, who_was_asked
+from ops import audit
+from ops.audit import (
+    WHOLE,
+    Container,
+    Image,
+    NotLookedAt,
+    Stack,
+    forms,
+    secrets_of,
+    unpinned,
+    updates_of,
+    who_was_asked,
+)
 from tests.advisories import advisory_database
 from tests.stack import PROJECT
 
 LOGIN = "admin:correct+horse/battery"
+FOLDER = "/srv/stack"
+# HostConfig of a container that breaks no rule.
+GOOD: dict[str, Any] = {
+    "CapDrop": ["ALL"],
+    "SecurityOpt": ["no-new-privileges:true"],
+    "MaskedPaths": ["/proc/kcore"],
+    "ReadonlyRootfs": True,
+    "Memory": 1,
+    "CpuShares": 512,
+    "PidsLimit": 64,
+    "RestartPolicy": {"Name": "no"},
+    "LogConfig": {"Type": "local", "Config": {}},
+}
 
 
 def stack(**files: str) -> Stack:
-    found = Stack("test", [PurePosixPath("/srv/stack")], {"PREFECT_API_AUTH_STRING": LOGIN})
+    found = Stack("test", [PurePosixPath(FOLDER)], {"PREFECT_API_AUTH_STRING": LOGIN})
     found.files = {name.replace("_", "."): text for name, text in files.items()}
     return found
 
@@ -24,6 +55,79 @@ def stack(**files: str) -> Stack:
 def broken(number: str, stack: Stack) -> list[str]:
     """What the rules of this number that look at the whole find."""
     return [found for rule in WHOLE if rule.number == number for found in rule.wrong(stack)]
+
+
+def container(stack: Stack, service: str = "flow", **env: str) -> Container:
+    """One of this environment."""
+    label = "com.docker.compose.service" if service != "flow" else "io.prefect.flow-run-id"
+    facts = {
+        "Name": f"/{service}",
+        "Config": {
+            "User": "10001",
+            "Labels": {label: service},
+            "Env": [f"{key}={value}" for key, value in env.items()],
+            "Image": "image:1",
+        },
+        "HostConfig": defaultdict(str, GOOD),
+        "Mounts": [],
+        "NetworkSettings": {"Networks": {}},
+    }
+    return Container(stack, facts, "", [])
+
+
+def whole_stack(updates: str) -> Stack:
+    """One that breaks no rule, with two images, of which Debian's updates are these."""
+    found = stack(uv_lock=f'upload-time = "{datetime.now(UTC).isoformat()}"')
+    found.files |= {"modes": "", "advisories.json": "", "advisories.error": "no such host"}
+    found.files |= {"updates": updates, "updates.error": "Pulling\nE: no mirror\nE: more\n"}
+    found.files["networks.json"] = json.dumps([{"Name": "test_backend", "Internal": True}])
+    found.containers = [container(found)]
+    facts = {"Config": {"Labels": None}}
+    found.images = [
+        Image(found, f"{name}:1", facts, "", *updates_of(found, name)) for name in ("one", "two")
+    ]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("updates", "code", "told"),
+    [
+        ("done one\ndone two\ndone all\n", 0, ""),
+        ("", 0, "CIS 4.4 (no answer from Debian (E: no mirror)); "),
+        ("done one\ndone t", 0, "CIS 4.4 (two:1: no answer from Debian (E: no mirror)); "),
+        ("done one\ndone all\n", 0, "CIS 4.4 (two:1: no list of Debian packages in it); "),
+        ("two libc6 [1] (2", 1, ""),
+        ("all no security suite in the sources\ndone one\ndone two\ndone all\n", 1, ""),
+    ],
+)
+def test_what_was_not_looked_at_does_not_pass(
+    updates: str,
+    code: int,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(audit, "read", lambda *_: whole_stack(updates))
+    monkeypatch.setattr(sys, "argv", ["audit", "test", FOLDER])
+    assert audit.main() == code
+    *table, last = capsys.readouterr().out.splitlines()
+    (row,) = [line.strip() for line in table if line.strip().startswith("CIS 4.4")]
+    if code:
+        assert last.startswith("✗ CIS 4.4 two:1: expected none of Debian's updates amiss, found ")
+        assert row.endswith("FAIL")
+        return
+    assert row.endswith("not looked at" if told else "pass")
+    assert f"rules, none broken, {2 if told else 1} not looked at: {told}OWASP 9 (no adv" in last
+
+
+def test_half_an_answer_is_no_answer() -> None:
+    found = whole_stack("")
+    found.files["advisories.json"] = '{"vulnerabilities": ['
+    with pytest.raises(NotLookedAt, match="no advisory database"):
+        broken("OWASP 9", found)
+    found.files["networks.json"] = "[]"
+    with pytest.raises(NotLookedAt, match="no network test_backend"):
+        broken("OWASP 5", found)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +181,11 @@ def test_where_no_database_answers_the_age_of_uv_lock_counts(days: int, old: boo
     then = (datetime.now(UTC) - timedelta(days=days, hours=1)).isoformat()
     found = stack(uv_lock=f'upload-time = "2020-01-01T00:00:00Z"\nupload-time = "{then}"\n')
     found.files["advisories.error"] = "error: …\n  cause: no such host\n"
-    assert bool(broken("OWASP 9", found)) == old
+    if old:
+        assert broken("OWASP 9", found) == [f"uv.lock, {days} days old"]
+    else:
+        with pytest.raises(NotLookedAt, match="no such host"):
+            broken("OWASP 9", found)
     assert who_was_asked(found) == (
         "no advisory database reachable (no such host); "
         f"uv.lock is {days} days old, by the newest package in it"
