@@ -32,9 +32,32 @@ PUBLIC = {"proxy"}  # what other machines may see, by TLS
 ROOT = {"backup", "firewall"}
 CAPABILITIES = {"backup": {"CHOWN", "DAC_OVERRIDE"}, "firewall": {"NET_ADMIN"}}
 HOST_NETWORK = {"firewall"}
-FOLDERS = {("backup", ".", "ro"), ("backup", "backups", "rw")}  # of the host, from the project's on
 DATABASE = {"postgres", "migrate", "server", "backup"}  # on the database's network
 FLOW_SECRETS = {"PREFECT_API_AUTH_STRING"}  # the worker hands it over: a flow reports to the API
+# What each is given of the project's folder and of the stack's volumes, as the Compose file has it.
+# A service that isn't here may have nothing.
+MOUNTS = {
+    "postgres": {"./.secrets/postgres_password:ro", "postgres-data:rw"},
+    "migrate": {"./.secrets/postgres_password:ro"},
+    "server": {
+        "./.secrets/api_auth_string:ro",
+        "./.secrets/encryption_key:ro",
+        "./.secrets/postgres_password:ro",
+        "server:rw",
+    },
+    "deploy": {"./.secrets/alert_webhook_url:ro", "./.secrets/api_auth_string:ro", "data:rw"},
+    "gate": {"gate:rw"},
+    "worker": {"./.secrets/api_auth_string:ro", "gate:rw"},
+    "fork-worker": {"./.secrets/api_auth_string:ro", "data:rw"},
+    "backup": {".:ro", "./backups:rw", "data:ro"},
+    "proxy": {
+        "CA_BUNDLE:ro",
+        "./.secrets/tls_fullchain:ro",
+        "./.secrets/tls_privkey:ro",
+        "proxy:rw",
+    },
+}
+FLOW_MOUNTS = {"data:rw"}  # and what FLOW_VOLUMES names
 
 SECRETS = (
     "PREFECT_API_AUTH_STRING",
@@ -45,6 +68,8 @@ SECRETS = (
 )
 SHORTEST = 12  # characters of a secret; a shorter one can be guessed, and is in every other word
 STALE_DAYS = 90
+# File systems of a volume that show nothing of the host's; "": Docker's own folder for it.
+ELSEWHERE = {"", "tmpfs", "nfs", "nfs4", "cifs"}
 LABELS = ("title", "description", "version", "revision", "source", "licenses")
 COMPOSE = "docker-compose.yml"
 NEW_BASES = "docker image rm --force debian:trixie-slim postgres:17-trixie"
@@ -60,7 +85,8 @@ class Stack:
     project: str
     folders: list[PurePosixPath]  # the project's, under each of its names
     secrets: dict[str, str] = field(default_factory=dict)
-    docker_socket: str = ""
+    settings: dict[str, str] = field(default_factory=dict)  # .env
+    volumes: dict[str, dict[str, Any]] = field(default_factory=dict)  # docker volume inspect
     containers: list["Container"] = field(default_factory=list)
     images: list["Image"] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
@@ -70,12 +96,23 @@ class Stack:
         known = self.secrets.items()
         return [name for name, value in known if any(form in text for form in forms(value))]
 
-    def inside(self, path: str) -> str | None:
-        """A path of the host's, from the project's folder on; None if it is elsewhere."""
-        found = PurePosixPath("/") / path.removeprefix("/host_mnt")  # Docker Desktop's own prefix
+    @property
+    def flow_volumes(self) -> list[str]:
+        """Those that flows may have besides the stack's own."""
+        return self.settings.get("FLOW_VOLUMES", "").replace(",", " ").split()
+
+    def named(self, mount: dict[str, Any]) -> str | None:
+        """A mount's source, as the table has it; None if it is of elsewhere."""
+        if mount["Type"] != "bind":
+            project, _, name = mount.get("Name", "").partition(f"{self.project}_")
+            return None if project else name
+        path = mount["Source"].removeprefix("/host_mnt")  # Docker Desktop's own prefix
+        if path in {"/dev/null", self.settings.get("CA_BUNDLE")}:
+            return "CA_BUNDLE"
         for folder in self.folders:
-            if found.is_relative_to(folder):
-                return str(found.relative_to(folder))
+            if PurePosixPath(path).is_relative_to(folder):
+                inside = PurePosixPath(path).relative_to(folder)
+                return "." if inside == PurePosixPath() else f"./{inside}"
         return None
 
 
@@ -105,10 +142,24 @@ class Container:
         """What it sees of the host's file system."""
         return [mount for mount in self.facts["Mounts"] if mount["Type"] == "bind"]
 
+    @property
+    def volumes(self) -> list[dict[str, Any]]:
+        """What else may hold something of others': all but memory."""
+        kinds = {"bind", "tmpfs"}
+        return [mount for mount in self.facts["Mounts"] if mount["Type"] not in kinds]
+
     def is_socket(self, mount: dict[str, Any]) -> bool:
         """Is it an engine's?"""
         by_name = re.search(r"/(docker|containerd|podman|crio)\.sock$", mount["Source"])
-        return bool(by_name) or mount["Source"] == self.stack.docker_socket
+        return bool(by_name) or mount["Source"] == self.stack.settings.get("DOCKER_SOCKET")
+
+    def is_meant(self, mount: dict[str, Any]) -> bool:
+        """Is it in the table? Who may write may also only read."""
+        if self.is_flow and mount.get("Name") in self.stack.flow_volumes:
+            return True
+        name = self.stack.named(mount)
+        allowed = FLOW_MOUNTS if self.is_flow else MOUNTS.get(self.service, set())
+        return bool({f"{name}:{mode_of(mount)}", f"{name}:rw"} & allowed)
 
     @property
     def ports(self) -> list[tuple[str, int]]:
@@ -162,6 +213,11 @@ def rule(
 def when(condition: object, found: str) -> list[str]:
     """What was found, if it was."""
     return [found] if condition else []
+
+
+def mode_of(mount: dict[str, Any]) -> str:
+    """As Compose writes it."""
+    return "rw" if mount["RW"] else "ro"
 
 
 @rule(CONTAINERS, "CIS 4.1", "a user that isn't root", 'user: "10001:10001"')
@@ -254,17 +310,38 @@ def _(container: Container) -> list[str]:
     return [] if container.service in SOCKET else found
 
 
-@rule(CONTAINERS, "CIS 5.6", "of the host only what is meant, read-only", "a named volume")
+@rule(CONTAINERS, "CIS 5.6", "of the host only what is meant for it", "no such mount")
 def _(container: Container) -> list[str]:
-    found = []
-    for mount in container.binds:
-        path = container.stack.inside(mount["Source"])
-        mode = "rw" if mount["RW"] else "ro"
-        harmless = mode == "ro" and path not in {None, ".", ".env", ".secrets"}
-        meant = (container.service, path, mode) in FOLDERS or container.is_socket(mount)
-        if not harmless and not meant:
-            found.append(f"{mount['Source']}:{mount['Destination']}:{mode}")
+    found = [
+        f"{mount['Source']}:{mount['Destination']}:{mode_of(mount)}"
+        for mount in container.binds
+        if not container.is_socket(mount) and not container.is_meant(mount)
+    ]
+    known = container.stack.volumes
+    names = [mount["Name"] for mount in container.volumes if mount["Type"] == "volume"]
+    for name in names:
+        found += [f"volume {name}, which is {host}" for host in of_host(known.get(name, {}))]
+    if not found and (unknown := set(names) - known.keys()):
+        raise NotLookedAt(f"Docker said nothing of {', '.join(sorted(unknown))}")
     return found
+
+
+def of_host(volume: dict[str, Any]) -> list[str]:
+    """What a volume shows of the host's; nothing if its files are its own."""
+    options = volume.get("Options") or {}
+    # With `bind`, the kernel doesn't look at the type.
+    bound = re.search(r"\br?bind\b", options.get("o", ""))
+    elsewhere = options.get("type", "") in ELSEWHERE and not bound
+    return when(not elsewhere, str(options.get("device")))
+
+
+@rule(CONTAINERS, "OWASP 8", "no volumes but what is meant for it", "no such mount")
+def _(container: Container) -> list[str]:
+    return [
+        f"{mount.get('Name') or mount.get('Source')}:{mount['Destination']}:{mode_of(mount)}"
+        for mount in container.volumes
+        if not container.is_meant(mount)
+    ]
 
 
 @rule(CONTAINERS, "CIS 5.20", "mounts that don't show outside", "no propagation: shared")
@@ -537,12 +614,13 @@ def read(source: IO[bytes], project: str, folders: list[str]) -> Stack:
             elif str(path) == ".env":
                 lines = content.read().decode().splitlines()
                 settings = dict(line.split("=", 1) for line in lines if "=" in line)
-                settings = {key: value.strip("\"'") for key, value in settings.items()}
-                stack.secrets = {key: settings[key] for key in SECRETS if settings.get(key)}
-                stack.docker_socket = settings.get("DOCKER_SOCKET", "")
+                stack.settings = {key: value.strip("\"'") for key, value in settings.items()}
+                found = ((key, stack.settings.get(key, "")) for key in SECRETS)
+                stack.secrets = {key: value for key, value in found if value}
             else:
                 text = content.read().decode(errors="replace")
                 stack.files[str(path)] = texts[str(path.parent)][path.name] = text
+    stack.volumes = {one["Name"]: one for one in json.loads(stack.files["volumes.json"] or "[]")}
     names = {}
     for key, text in texts["containers"].items():
         (facts,) = json.loads(text)

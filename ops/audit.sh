@@ -22,6 +22,8 @@ main() {
   flow_container
   for id in $(containers); do [ -e "$work/containers/$id" ] || container "$id"; done
   updates
+  # shellcheck disable=SC2046  # a name a word
+  docker volume inspect $(sort -u "$work/volumes") >"$work/volumes.json" 2>/dev/null || true
   docker network ls --quiet --filter "label=com.docker.compose.project=$project" |
     xargs docker network inspect >"$work/networks.json"
   ls -ld .env .env.before-restore .secrets backups >"$work/modes" 2>/dev/null || true
@@ -76,7 +78,13 @@ container() {
     rm -f "$work/containers/$1"
     return
   }
-  image=$(docker inspect --format '{{.Image}}' "$1" 2>/dev/null) || return 0
+  found=$(docker inspect --format \
+    '{{.Image}}{{range .Mounts}}{{if eq .Type "volume"}} {{.Name}}{{end}}{{end}}' "$1" 2>/dev/null) || {
+    rm -f "$work/containers/$1"
+    return
+  }
+  image=${found%% *}
+  echo "${found#"$image"}" | tr ' ' '\n' >>"$work/volumes"
   [ -e "$work/images/${image#*:}" ] || {
     docker image inspect "$image" >"$work/images/${image#*:}"
     docker history --no-trunc --format '{{.CreatedBy}} {{.Comment}}' "$image" >"$work/histories/${image#*:}"

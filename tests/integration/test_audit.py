@@ -39,6 +39,10 @@ GOOD: dict[str, Any] = {
     "log-opt": ["max-size=1m", "max-file=1"],
 }
 NO_NEW = "no-new-privileges:true"
+BOUND = (
+    "type=volume,source={project}-loose-bound,destination=/h,volume-nocopy"
+    ",volume-opt=type=none,volume-opt=o=bind,volume-opt=device=/etc"
+)
 # A name, its service ("": a flow run's), what is different, and the rules that it breaks.
 LOOSE: list[tuple[str, str, dict[str, Any], list[str]]] = [
     ("good", "x", {}, []),
@@ -53,8 +57,11 @@ LOOSE: list[tuple[str, str, dict[str, Any], list[str]]] = [
     ("good-gate", "gate", {"volume": SOCKET, "network": "none"}, []),
     ("good-proxy", "proxy", {"publish": "0.0.0.0:443:8000"}, []),
     ("good-one-shot", "migrate", {"restart": "no", "no-healthcheck": True, "health-cmd": None}, []),
-    ("good-file", "x", {"volume": "{folder}/flows:/f:ro"}, []),
+    ("good-secret", "server", {"volume": "{folder}/.secrets/encryption_key:/k:ro"}, []),
+    ("good-volume", "worker", {"volume": "{project}_gate:/run/gate"}, []),
+    ("good-memory", "x", {"mount": "type=tmpfs,destination=/m"}, []),
     ("good-flow", "", {"restart": "no", "env": "PREFECT_API_AUTH_STRING={login}"}, []),
+    ("good-flow-volume", "", {"restart": "no", "volume": "{project}-full:/f"}, []),
     ("root", "x", {"user": "0"}, ["CIS 4.1"]),
     ("root-by-name", "x", {"user": "root:10001"}, ["CIS 4.1"]),
     ("undropped", "x", {"cap-drop": None}, ["CIS 5.4"]),
@@ -80,10 +87,24 @@ LOOSE: list[tuple[str, str, dict[str, Any], list[str]]] = [
     ("host-folder", "x", {"volume": "/etc:/host:ro"}, ["CIS 5.6"]),
     ("folder-of-the-socket", "x", {"volume": "/var/run:/host"}, ["CIS 5.6"]),
     ("env-file", "x", {"volume": "{folder}/.env:/env:ro"}, ["CIS 5.6"]),
+    ("secret", "x", {"volume": "{folder}/.secrets/encryption_key:/k:ro"}, ["CIS 5.6"]),
+    ("foreign-secret", "worker", {"volume": "{folder}/.secrets/encryption_key:/k"}, ["CIS 5.6"]),
+    ("backups", "upstream", {"volume": "{folder}/backups:/b:ro"}, ["CIS 5.6"]),
     ("project", "x", {"volume": "{folder}:/project:ro"}, ["CIS 5.6"]),
+    ("flows", "x", {"volume": "{folder}/flows:/flows:ro"}, ["CIS 5.6"]),
     ("project-writable", "backup", {"volume": "{folder}:/project"}, ["CIS 5.6"]),
     ("flows-writable", "x", {"volume": "{folder}/flows:/flows"}, ["CIS 5.6"]),
-    ("propagation", "x", {"volume": "{folder}/flows:/flows:ro,rshared"}, ["CIS 5.20"]),
+    ("socket-of-the-gate", "upstream", {"volume": "{project}_gate:/g"}, ["OWASP 8"]),
+    ("data-writable", "backup", {"volume": "{project}_data:/d"}, ["OWASP 8"]),
+    ("flow-volume", "x", {"volume": "{project}-full:/f"}, ["OWASP 8"]),
+    (
+        "database-of-a-flow",
+        "",
+        {"restart": "no", "volume": "{project}_postgres-data:/d"},
+        ["OWASP 8"],
+    ),
+    ("volume-of-the-host", "x", {"mount": BOUND}, ["CIS 5.6", "OWASP 8"]),
+    ("propagation", "backup", {"volume": "{folder}:/p:ro,rshared"}, ["CIS 5.20"]),
     ("open-port", "x", {"publish": "0.0.0.0:4711:8000"}, ["CIS 5.14"]),
     ("every-port", "x", {"publish-all": True}, ["CIS 5.14"]),
     ("privileged-port", "x", {"publish": "127.0.0.1:81:8000"}, ["CIS 5.8"]),
@@ -138,6 +159,10 @@ def made(stack: Stack) -> Iterator[str]:
     yield prefix
     containers = docker("ps", "--all", "--quiet", "--filter", f"name=^{prefix}-").split()
     subprocess.run(["docker", "rm", "--force", *containers], capture_output=True)
+    volumes = docker("volume", "ls", "--quiet", "--filter", f"name=^{prefix}-").split()
+    subprocess.run(
+        ["docker", "volume", "rm", *volumes, f"{stack.project}-full"], capture_output=True
+    )
     images = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", f"{prefix}-*").split()
     subprocess.run(["docker", "image", "rm", "--force", *images], capture_output=True)
 

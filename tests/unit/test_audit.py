@@ -1,4 +1,4 @@
-"""audit.py: what it takes for a secret, a moving image, an old uv.lock; and what
+"""audit.py: what it takes for a secret, a mount too many, a moving image, an old uv.lock; and what
 it says of what it couldn't look at.
 """  # noqa: D205
 
@@ -13,9 +13,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
+import yaml
 
 from ops import audit
 from ops.audit import (
+    CONTAINERS,
+    MOUNTS,
     WHOLE,
     Container,
     Image,
@@ -57,9 +60,19 @@ def broken(number: str, stack: Stack) -> list[str]:
     return [found for rule in WHOLE if rule.number == number for found in rule.wrong(stack)]
 
 
-def container(stack: Stack, service: str = "flow", **env: str) -> Container:
-    """One of this environment."""
+def container(stack: Stack, service: str = "flow", *mounts: str, **env: str) -> Container:
+    """One of these mounts, as Compose writes them, and of this environment."""
     label = "com.docker.compose.service" if service != "flow" else "io.prefect.flow-run-id"
+    found = []
+    for source, target, mode in (mount.split(":") for mount in mounts):
+        kind = "bind" if source.startswith("/") else "volume"
+        where = source if kind == "bind" else f"/var/lib/docker/volumes/{source}/_data"
+        found.append(
+            {"Type": kind, "Name": source, "Source": where, "Destination": target}
+            | {"RW": mode == "rw"}
+        )
+        if kind == "volume":
+            stack.volumes.setdefault(source, {"Name": source, "Options": None})
     facts = {
         "Name": f"/{service}",
         "Config": {
@@ -69,10 +82,100 @@ def container(stack: Stack, service: str = "flow", **env: str) -> Container:
             "Image": "image:1",
         },
         "HostConfig": defaultdict(str, GOOD),
-        "Mounts": [],
+        "Mounts": found,
         "NetworkSettings": {"Networks": {}},
     }
     return Container(stack, facts, "", [])
+
+
+def breaks(container: Container) -> set[str]:
+    """The rules that a container breaks, but for those of what lasts."""
+    found = {rule.number for rule in CONTAINERS if rule.wrong(container)}
+    return found - {"CIS 5.15", "CIS 5.27"}
+
+
+def test_the_table_is_what_the_compose_files_have() -> None:
+    texts = [(PROJECT / name).read_text() for name in ("docker-compose.yml", "proxy/tls.yml")]
+    ours, tls = (yaml.safe_load(text.replace("!reset", ""))["services"] for text in texts)
+    mounts = {}
+    for name, service in (ours | {"proxy": tls["proxy"]}).items():
+        found = {f"./.secrets/{secret}:ro" for secret in service.get("secrets", [])}
+        for volume in service.get("volumes", []):
+            if volume.endswith("/docker.sock"):
+                continue
+            source, _, mode = (*volume.split(":"), "rw")[:3]
+            found.add(f"{source}:{mode}")
+        if found:
+            mounts[name] = {one.replace("./.secrets/ca_bundle", "CA_BUNDLE") for one in found}
+    assert mounts == MOUNTS
+
+
+@pytest.mark.parametrize(
+    ("service", "mount", "numbers"),
+    [
+        ("server", f"{FOLDER}/.secrets/encryption_key:/k:ro", set()),
+        ("worker", f"{FOLDER}/.secrets/encryption_key:/k:ro", {"CIS 5.6"}),
+        ("upstream", f"{FOLDER}/.secrets/encryption_key:/k:ro", {"CIS 5.6"}),
+        ("server", f"{FOLDER}/.secrets/encryption_key:/k:rw", {"CIS 5.6"}),
+        ("server", f"{FOLDER}/.secrets:/k:ro", {"CIS 5.6"}),
+        ("flow", f"{FOLDER}/.secrets/api_auth_string:/k:ro", {"CIS 5.6"}),
+        ("backup", f"{FOLDER}:/project:ro", set()),
+        ("backup", f"/host_mnt{FOLDER}:/project:ro", set()),
+        ("backup", f"{FOLDER}:/project:rw", {"CIS 5.6"}),
+        ("backup", f"{FOLDER}/backups:/b:rw", set()),
+        ("upstream", f"{FOLDER}/backups:/b:ro", {"CIS 5.6"}),
+        ("upstream", f"{FOLDER}/.env.before-restore:/e:ro", {"CIS 5.6"}),
+        ("new", f"{FOLDER}/flows:/f:ro", {"CIS 5.6"}),
+        ("proxy", "/etc/ssl/ca.crt:/run/secrets/ca_bundle:ro", set()),
+        ("proxy", "/dev/null:/run/secrets/ca_bundle:ro", set()),
+        ("upstream", "/etc/ssl/ca.crt:/run/secrets/ca_bundle:ro", {"CIS 5.6"}),
+        ("worker", "test_gate:/run/gate:rw", set()),
+        ("upstream", "test_gate:/run/gate:ro", {"OWASP 8"}),
+        ("fork-worker", "test_data:/data:rw", set()),
+        ("backup", "test_data:/data:ro", set()),
+        ("backup", "test_data:/data:rw", {"OWASP 8"}),
+        ("fork-worker", "data:/data:rw", {"OWASP 8"}),
+        ("fork-worker", "other-test_data:/data:rw", {"OWASP 8"}),
+        ("new", "test_data:/data:ro", {"OWASP 8"}),
+        ("flow", "test_data:/data:rw", set()),
+        ("flow", "models:/m:rw", set()),
+        ("fork-worker", "models:/m:rw", {"OWASP 8"}),
+        ("flow", "test_postgres-data:/data:ro", {"OWASP 8"}),
+    ],
+)
+def test_a_mount_that_the_table_does_not_have(service: str, mount: str, numbers: set[str]) -> None:
+    found = stack()
+    found.settings = {"FLOW_VOLUMES": "models, more", "CA_BUNDLE": "/etc/ssl/ca.crt"}
+    assert breaks(container(found, service, mount)) == numbers
+
+
+@pytest.mark.parametrize(
+    ("options", "shows"),
+    [
+        (None, False),
+        ({"type": "tmpfs", "device": "tmpfs", "o": "size=1m,mode=700"}, False),
+        ({"type": "nfs", "device": ":/export", "o": "addr=192.0.2.1,rw"}, False),
+        ({"type": "none", "device": "/", "o": "bind"}, True),
+        ({"type": "tmpfs", "device": "/", "o": "ro,rbind"}, True),
+        ({"type": "ext4", "device": "/dev/sda1"}, True),
+        ({"type": "overlay", "device": "overlay", "o": "lowerdir=/,upperdir=/a,workdir=/b"}, True),
+    ],
+)
+def test_a_volume_that_is_a_folder_of_the_host(options: dict[str, str], shows: bool) -> None:
+    found = stack()
+    found.volumes["test_data"] = {"Name": "test_data", "Options": options}
+    assert breaks(container(found, "flow", "test_data:/data:rw")) == (
+        {"CIS 5.6"} if shows else set()
+    )
+
+
+def test_a_volume_that_nobody_knows_does_not_pass() -> None:
+    found = stack()
+    flow = container(found, "flow", "test_data:/data:rw")
+    found.volumes.clear()
+    with pytest.raises(NotLookedAt, match="test_data"):
+        breaks(flow)
+    assert breaks(container(found, "new", f"{FOLDER}:/x:ro")) == {"CIS 5.6"}
 
 
 def whole_stack(updates: str) -> Stack:
