@@ -511,6 +511,20 @@ def _(stack: Stack) -> list[str]:
     return [one["Name"] for one in backend if not one["Internal"]]
 
 
+@rule(
+    WHOLE,
+    "OWASP 5",
+    "this machine's ports closed to containers",
+    "HOST_PORTS in .env, then: make up",
+)
+def _(stack: Stack) -> list[str]:
+    firewalls = [one.config["Env"] or [] for one in stack.containers if one.service == "firewall"]
+    # The firewall's own check says nothing against it: it does as it is told.
+    found = when(any("HOST_PORTS=all" in env for env in firewalls), "HOST_PORTS=all")
+    said = ["", *stack.files["filter"].splitlines()][-1]
+    return found + when(said != "loaded", said or "no table of the firewall's in the kernel")
+
+
 @rule(WHOLE, "-", "a flow container looked at", "make status")
 def _(stack: Stack) -> list[str]:
     return when(not any(container.is_flow for container in stack.containers), "none")

@@ -24,6 +24,7 @@ main() {
   updates
   # shellcheck disable=SC2046  # a name a word
   docker volume inspect $(sort -u "$work/volumes") >"$work/volumes.json" 2>/dev/null || true
+  { docker compose exec -T firewall firewall.sh check </dev/null 2>&1 && echo loaded; } >"$work/filter" || true
   docker network ls --quiet --filter "label=com.docker.compose.project=$project" |
     xargs docker network inspect >"$work/networks.json"
   ls -ld .env .env.before-restore .secrets backups >"$work/modes" 2>/dev/null || true

@@ -17,7 +17,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from ops.audit import LABELS
 from tests.advisories import advisory_database
-from tests.stack import DAILY, PROJECT, Stack, docker, settings_of
+from tests.stack import DAILY, PROJECT, Stack, docker, eventually, settings_of
 
 SOCKET = "/var/run/docker.sock:/var/run/docker.sock"
 OURS = ("server", "flow", "worker", "upstream", "gate", "firewall")  # images
@@ -52,6 +52,12 @@ LOOSE: list[tuple[str, str, dict[str, Any], list[str]]] = [
         "good-firewall",
         "firewall",
         {"user": "0", "cap-add": "NET_ADMIN", "network": "host"},
+        [],
+    ),
+    (
+        "all-ports",  # OWASP 5, of the whole
+        "firewall",
+        {"user": "0", "cap-add": "NET_ADMIN", "network": "host", "env": "HOST_PORTS=all"},
         [],
     ),
     ("good-gate", "gate", {"volume": SOCKET, "network": "none"}, []),
@@ -234,14 +240,17 @@ def test_every_loosening_is_found(
         expected |= {(rule, f"{made}-{name}") for rule in rules}
     expected |= loosen_images(stack, words, made) | loosen_processes(words, made, image[False])
 
-    with loosened_files(stack, words):
+    with loosened_files(stack, words), opened_ports(stack):
         output, broken = audit(stack, "http://127.0.0.1:1/")
     expected |= {("OWASP 12", "stack"), ("CIS 4.2", "stack"), ("CIS 4.10", "stack")}
+    expected |= {("OWASP 5", "stack")}
     assert broken - {("OWASP 9", "stack")} == expected  # with no database, uv.lock may be too old
     assert "no advisory database reachable" in output
     assert re.search(r"no old uv\.lock .*(not looked at|FAIL) *$", output, re.M)
     assert f"{made}-unlisted:1: no list" in output
     assert "debian-archive-keyring [1] (" in output
+    for text in ("HOST_PORTS=all", "no table of the firewall's in the kernel"):
+        assert f"this machine's ports closed to containers, found {text}" in output
     for text in ("env: -rw-r--r--", "secrets: drwxr-xr-x", "PASSPHRASE: 5", "debian:latest"):
         assert text in output
     assert "privileged in docker-compose.yml, then: make up" in output
@@ -319,6 +328,21 @@ def loosened_files(stack: Stack, words: dict[str, str]) -> Iterator[None]:
         env.chmod(0o600)
         secrets.chmod(0o700)
         shutil.rmtree(loose)
+
+
+@contextlib.contextmanager
+def opened_ports(stack: Stack) -> Iterator[None]:
+    """The packet filter without the firewall's table, which nobody puts back; then as it was."""
+    inside = ["docker", "compose", "exec", "-T", "firewall"]
+    assert stack.run(*inside, "sh", "-c", "kill -STOP -1").returncode == 0
+    try:
+        done = stack.run(*inside, "nft", "delete", "table", "inet", f"flows-{stack.port}")
+        assert done.returncode == 0, done.stdout
+        yield
+    finally:
+        stack.run(*inside, "sh", "-c", "kill -CONT -1")
+        loaded = [*inside, "firewall.sh", "check"]
+        eventually("the table", 30, lambda: stack.run(*loaded).returncode == 0 or None)
 
 
 def labels(image: str) -> dict[str, str]:

@@ -178,9 +178,26 @@ def test_a_volume_that_nobody_knows_does_not_pass() -> None:
     assert breaks(container(found, "new", f"{FOLDER}:/x:ro")) == {"CIS 5.6"}
 
 
+@pytest.mark.parametrize(
+    ("said", "ports", "found"),
+    [
+        ("loaded\n", "", []),
+        ("a warning of Compose's\nloaded\n", "5432", []),
+        ("loaded\n", "all", ["HOST_PORTS=all"]),
+        ("", "", ["no table of the firewall's in the kernel"]),
+        ("service is not running\n", "", ["service is not running"]),
+    ],
+)
+def test_ports_of_this_machine_that_are_open(said: str, ports: str, found: list[str]) -> None:
+    whole = stack(filter=said)
+    whole.files["networks.json"] = json.dumps([{"Name": "test_backend", "Internal": True}])
+    whole.containers = [container(whole, "firewall", HOST_PORTS=ports)]
+    assert broken("OWASP 5", whole) == found
+
+
 def whole_stack(updates: str) -> Stack:
     """One that breaks no rule, with two images, of which Debian's updates are these."""
-    found = stack(uv_lock=f'upload-time = "{datetime.now(UTC).isoformat()}"')
+    found = stack(uv_lock=f'upload-time = "{datetime.now(UTC).isoformat()}"', filter="loaded")
     found.files |= {"modes": "", "advisories.json": "", "advisories.error": "no such host"}
     found.files |= {"updates": updates, "updates.error": "Pulling\nE: no mirror\nE: more\n"}
     found.files["networks.json"] = json.dumps([{"Name": "test_backend", "Internal": True}])
