@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -144,8 +145,10 @@ def schedule_timezone() -> str:
 def prune_results(folder: Path) -> None:
     """Removes kept results that no retry will ask for any more; Prefect never does."""
     for path in folder.glob("*"):
-        if path.stat().st_mtime < time.time() - RESULT_DAYS * 86400:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what flows do there keeps nothing from being deployed
+            found = path.lstat()
+            if S_ISREG(found.st_mode) and found.st_mtime < time.time() - RESULT_DAYS * 86400:
+                path.unlink()
 
 
 def alert_webhook_url() -> str:

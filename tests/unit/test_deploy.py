@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -75,6 +76,24 @@ def test_old_results_are_removed(tmp_path: Path) -> None:
     prune_results(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["young"]
     prune_results(tmp_path / "nowhere")
+
+
+def test_what_is_no_result_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "folder").mkdir()
+    os.utime(tmp_path / "folder", (0, 0))
+    prune_results(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"dangling", "folder"}
+
+
+def test_a_result_that_cannot_be_removed_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "old").write_text("")
+    os.utime(tmp_path / "old", (0, 0))
+    monkeypatch.setattr(Path, "unlink", Mock(side_effect=PermissionError))
+    prune_results(tmp_path)
+    assert (tmp_path / "old").exists()
 
 
 @pytest.mark.parametrize(
