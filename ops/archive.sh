@@ -14,7 +14,7 @@ child=
 
 main() {
   umask 077
-  trap leave INT TERM
+  trap leave HUP INT TERM
   export BACKUP_PASSPHRASE=${BACKUP_PASSPHRASE:-$(env_value BACKUP_PASSPHRASE)}
   case $1 in
     once) patiently write_backup "${2:-}" ;;

@@ -17,7 +17,7 @@ leave() {
   say "Interrupted; no backup was written." >&2
   exit 130
 }
-trap leave INT TERM
+trap leave HUP INT TERM
 name=$(docker compose --progress quiet run --rm --no-TTY --no-deps --name "$container" \
   ${BACKUP_PASSPHRASE:+--env BACKUP_PASSPHRASE} backup once </dev/null)
 [ "${name%.enc}" != "$name" ] ||

@@ -26,7 +26,7 @@ main() {
   umask 077
   [ ! -e .env ] || refuse_running
   trap leave EXIT
-  trap 'exit 130' INT TERM
+  interruptible
 
   step "Looking at $FILE"
   backups_folder
@@ -72,7 +72,7 @@ main() {
     python -m ops.restore settle "$created" "${REPLAY:-}"
 
   step "Taking the old one's place"
-  trap '' INT TERM # from here on it is quicker to end than to go back
+  uninterruptible # from here on it is quicker to end than to go back
   touched=""
   unfinished=1
   swap "$(value_in "$work/env.new" POSTGRES_PASSWORD)"
@@ -93,7 +93,7 @@ main() {
     cp "$work/prefect.yaml" prefect.yaml.from-backup
     say "  note  prefect.yaml here is not the backup's, which is now prefect.yaml.from-backup"
   }
-  trap 'exit 130' INT TERM
+  interruptible
 
   step "Starting the stack (half a minute)"
   # shellcheck disable=SC2119  # all services
@@ -156,9 +156,9 @@ check_version() {
 # Leaves what was there, and nothing else.
 leave() {
   code=$?
-  trap '' INT TERM
+  uninterruptible
   if [ -n "$touched" ]; then
-    printf '\nNothing was restored; what there was is as it was.\n' >&2
+    announce "Nothing was restored; what there was is as it was."
     drop prefect_beside || true
     docker compose --progress quiet run --rm --no-TTY --no-deps deploy rm -rf /data/.beside </dev/null || true
     docker compose --progress quiet --profile backup down --remove-orphans >/dev/null 2>&1 || true
@@ -166,7 +166,7 @@ leave() {
       printf '%s\n' "$volumes" | grep -Fqx "$volume" || docker volume rm "$volume" >/dev/null
     done
   fi
-  [ -z "$unfinished" ] || printf '\nHalf-way through; once the cause above is mended: %s\n' "$AGAIN" >&2
+  [ -z "$unfinished" ] || announce "Half-way through; once the cause above is mended: $AGAIN"
   [ -z "$new_env" ] || rm -f .env
   [ -z "$new_secrets" ] || rm -rf .secrets
   [ -z "$work" ] || rm -rf "$work"

@@ -27,7 +27,7 @@ main() {
   reencrypted .env .env >/dev/null
   umask 077
   trap leave EXIT
-  trap 'exit 130' INT TERM
+  interruptible
   cp -p .env "$BEFORE" # with its mode and owner
   cp -p .env "$OTHER"
   new_settings >"$OTHER"
@@ -105,12 +105,12 @@ SQL
 
 leave() {
   code=$?
-  trap '' INT TERM
+  uninterruptible
   if [ -z "$doing" ]; then
     rm -f "$OTHER" "$BEFORE"
     exit "$code"
   fi
-  printf '\n==> %s failed: going back to the old secrets\n' "$doing" >&2
+  announce "==> $doing failed: going back to the old secrets"
   if go_back; then
     say "The stack is as it was, with the old secrets. Mend the cause above, then: make rotate-secrets" >&2
   else

@@ -17,7 +17,7 @@ leave() {
 
 require_server
 follower=$$.$(date +%s)
-trap leave INT TERM
+trap leave HUP INT TERM
 docker compose exec -T --env "FOLLOWER=$follower" server \
   entrypoint.sh python -m ops.run "$FLOW" "${PARAMS:-}" </dev/null &
 code=0

@@ -18,7 +18,7 @@ backup=
 main() {
   require_server
   trap leave EXIT
-  trap 'exit 130' INT TERM
+  interruptible
   running=$(running_images)
   doing="looking at this machine"
   setup/preflight.sh
@@ -110,11 +110,11 @@ untag() { for name in $(names); do docker image rm "$name:$1" >/dev/null 2>&1 ||
 
 leave() {
   code=$?
-  trap '' INT TERM
+  uninterruptible
   if [ -n "$doing" ]; then
     [ "$code" != 0 ] || code=1
     (umask 077 && docker compose logs --no-color --timestamps >"$LOG" 2>&1) || true
-    printf '\n==> %s failed\n' "$doing" >&2
+    announce "==> $doing failed"
     go_back || {
       problem "the way back" "the old version running" "the error above" \
         "mend it, then: make down; make restore FILE=${backup:-a backup}"

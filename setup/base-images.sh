@@ -41,7 +41,7 @@ build_debian() {
   archive=$(mktemp)
   sources=$(mktemp)
   trap 'rm -f "$archive" "$sources"' EXIT
-  trap 'exit 130' INT TERM
+  interruptible
   sources >"$sources"
   # shellcheck disable=SC2016,SC2046  # "$1" is mmdebstrap's; sources may be nothing at all
   mmdebstrap --quiet --variant=minbase --format=tar \

@@ -19,7 +19,7 @@ main() {
 write_env() {
   new=$(mktemp .env.XXXXXX)
   trap 'rm -f "$new"' EXIT
-  trap 'exit 130' INT TERM
+  interruptible
   while IFS= read -r line; do
     case $line in
       [A-Z]*=*)

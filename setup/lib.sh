@@ -16,6 +16,19 @@ die() {
   exit 1
 }
 
+# interruptible: a signal, and a terminal or pipe that is gone, end the script by its EXIT trap, which
+# dash by itself would skip.
+interruptible() { trap 'exit 130' HUP INT PIPE TERM; }
+
+uninterruptible() { trap '' HUP INT PIPE TERM; }
+
+# announce TEXT: on standard error, where all that follows goes, too; that nobody can read it any
+# more stops nothing.
+announce() {
+  printf '\n%s\n' "$1" >&2 || exec 2>/dev/null
+  exec >&2
+}
+
 # Compose's: its own display on a terminal, elsewhere nothing but errors.
 PROGRESS=quiet
 [ ! -t 1 ] || PROGRESS=auto

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 . setup/lib.sh
 
 main() {
-  trap 'printf "\nInterrupted. Nothing is lost; go on with: make up\n" >&2; exit 130' INT TERM
+  trap 'printf "\nInterrupted. Nothing is lost; go on with: make up\n" >&2; exit 130' HUP INT TERM
   setup/preflight.sh
   # ── Nothing was touched above this line ──
   setup/engine.sh

@@ -1,11 +1,12 @@
 """`make rotate-secrets`: new secrets, the same data; interrupted anywhere, old ones that work."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -73,8 +74,8 @@ def test_everything_is_new_and_works(stack: Stack, block: str) -> None:
     works(stack, block)
 
 
-@pytest.fixture
-def rotation(stack: Stack, block: str) -> Iterator[subprocess.Popen[bytes]]:
+@contextlib.contextmanager
+def rotation(stack: Stack, errors: int = subprocess.STDOUT) -> Iterator["subprocess.Popen[bytes]"]:
     """`make rotate-secrets`, at work."""
     with open(stack.folder / "rotation.log", "wb") as log:
         process = subprocess.Popen(
@@ -82,45 +83,40 @@ def rotation(stack: Stack, block: str) -> Iterator[subprocess.Popen[bytes]]:
             cwd=stack.folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
-            stderr=subprocess.STDOUT,
+            stderr=errors,
             start_new_session=True,
         )
         yield process
         process.wait(300)
 
 
-def when(
-    stack: Stack,
-    rotation: "subprocess.Popen[bytes]",
-    what: str,
-    look: Callable[[dict[str, str]], bool],
-) -> None:
-    def found() -> bool | None:
-        assert rotation.poll() is None, (stack.folder / "rotation.log").read_text()
-        return look(settings(stack)) or None
-
-    eventually(what, 150, found)
-
-
-def test_ctrl_c_when_all_is_changed_leads_back(
-    stack: Stack, block: str, rotation: "subprocess.Popen[bytes]"
-) -> None:
+def test_a_lost_terminal_when_all_is_changed_leads_back(stack: Stack, block: str) -> None:
     before = settings(stack)
-    when(stack, rotation, ".env with the new secrets", lambda now: now != before)
-    os.killpg(rotation.pid, signal.SIGINT)
-    assert rotation.wait(200) != 0
-    output = (stack.folder / "rotation.log").read_text()
-    assert "with the old secrets" in output
+    terminal, inside = os.openpty()
+    with rotation(stack, inside) as process:
+        os.close(inside)
+
+        def changed() -> bool | None:
+            assert process.poll() is None, (stack.folder / "rotation.log").read_text()
+            return settings(stack) != before or None
+
+        eventually(".env with the new secrets", 150, changed)
+        os.close(terminal)
+        os.killpg(process.pid, signal.SIGHUP)
+        assert process.wait(200) != 0
+    assert "==> Rotated" not in (stack.folder / "rotation.log").read_text()
     assert settings(stack) == before
     works(stack, block)
 
 
-def test_a_power_cut_half_way_is_mended_by_up(
-    stack: Stack, block: str, rotation: "subprocess.Popen[bytes]"
-) -> None:
+def test_a_power_cut_half_way_is_mended_by_up(stack: Stack, block: str) -> None:
     """At the worst of moments: the database has the new ones, and .env, as good as always, not."""
     before = settings(stack)
-    with stack.database() as database, database.cursor() as cursor:
+    with (
+        rotation(stack) as process,
+        stack.database() as database,
+        database.cursor() as cursor,
+    ):
         database.autocommit = True
 
         def password() -> Any:
@@ -131,8 +127,8 @@ def test_a_power_cut_half_way_is_mended_by_up(
         while password() == known:
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        os.killpg(rotation.pid, signal.SIGKILL)
-    rotation.wait(10)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
     assert "==> Verifying" not in (stack.folder / "rotation.log").read_text()
     stack.make("up")
     assert settings(stack).keys() == before.keys()

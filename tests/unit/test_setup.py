@@ -1,8 +1,11 @@
 """setup/: .env is written once, completely and privately; secrets reach processes as files."""
 
+import os
 import re
 import shutil
+import signal
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,46 @@ def test_help_lists_every_verb(project_copy: Stack, target: str) -> None:
         "lint",
     ]:
         assert f"make {verb} " in output
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGPIPE", "SIGTERM"])
+def test_an_interrupted_script_finds_its_way_back_without_a_terminal(
+    project_copy: Stack, name: str
+) -> None:
+    script = """
+        set -eu
+        . setup/lib.sh
+        leave() {
+          code=$?
+          uninterruptible
+          announce "Going back"
+          say "is heard nowhere"
+          say "nor here" >&2
+          touch back
+          exit "$code"
+        }
+        trap leave EXIT
+        interruptible
+        say ready
+        sleep 60
+    """
+    terminal, inside = os.openpty()
+    with subprocess.Popen(
+        ["sh", "-c", script],
+        cwd=project_copy.folder,
+        stdin=subprocess.DEVNULL,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+        # Whoever runs the tests in the background has Ctrl-C ignored, by all that they start.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        os.close(inside)
+        assert os.read(terminal, 5) == b"ready"
+        os.close(terminal)
+        os.killpg(process.pid, signal.Signals[name])
+    assert process.returncode == 130
+    assert (project_copy.folder / "back").exists()
 
 
 def git(stack: Stack, *command: str) -> str:
