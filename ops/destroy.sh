@@ -18,5 +18,5 @@ done
 images=$(docker image ls --quiet --filter "label=com.docker.compose.project=$project" | sort -u)
 # shellcheck disable=SC2086  # an id a word
 [ -z "$images" ] || docker image rm --force $images >/dev/null
-rm -rf .secrets .running.yml .before.yml .env.rotating .env.before-rotation
+rm -rf .secrets .running.yml .before.yml .env.rotating .env.rotating.new .env.before-rotation
 say "Nothing of \"$project\" is left but .env and its like, your settings, backups/, and the base images that others may use."

@@ -29,8 +29,10 @@ main() {
   trap leave EXIT
   interruptible
   cp -p .env "$BEFORE" # with its mode and owner
-  cp -p .env "$OTHER"
-  new_settings >"$OTHER"
+  cp -p .env "$OTHER.new"
+  new_settings >"$OTHER.new"
+  sync # whole before it has the name by which it counts
+  mv "$OTHER.new" "$OTHER"
   ok "everything is right"
 
   step "Stopping the workers, then the server (flow runs that are going have half a minute)"
@@ -107,7 +109,7 @@ leave() {
   code=$?
   uninterruptible
   if [ -z "$doing" ]; then
-    rm -f "$OTHER" "$BEFORE"
+    rm -f "$OTHER" "$OTHER.new" "$BEFORE"
     exit "$code"
   fi
   announce "==> $doing failed: going back to the old secrets"
@@ -133,13 +135,20 @@ go_back() {
 
 # settle: whatever the database's secrets are, they become .env's.
 settle() {
-  if [ -e "$OTHER" ]; then follow .env "$OTHER" || return 1; fi
-  rm -f "$OTHER" "$BEFORE"
+  if [ -e "$OTHER" ] && ! whole "$OTHER"; then
+    say "  note  $OTHER was cut off before the database knew of it, and goes"
+  elif [ -e "$OTHER" ]; then
+    follow .env "$OTHER" || return 1
+  fi
+  rm -f "$OTHER" "$OTHER.new" "$BEFORE"
 }
+
+# whole FILE: has it a Fernet key?
+whole() { value_in "$1" PREFECT_SERVER_ENCRYPTION_KEY | grep -Eqx '[A-Za-z0-9+/_-]{43}='; }
 
 if [ "${1:-}" != finish ]; then
   main
-elif [ -e "$OTHER" ] || [ -e "$BEFORE" ]; then
+elif [ -e "$OTHER" ] || [ -e "$OTHER.new" ] || [ -e "$BEFORE" ]; then
   step "A change of secrets was interrupted: those of .env are the stack's"
   start postgres
   settle

@@ -130,6 +130,17 @@ def test_a_power_cut_half_way_is_mended_by_up(stack: Stack, block: str) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
     assert "==> Verifying" not in (stack.folder / "rotation.log").read_text()
-    stack.make("up")
+    finish = ("ops/rotate-secrets.sh", "finish")  # which is a step of `make up`
+    assert stack.run(*finish).returncode == 0
+    assert stack.sql("SELECT count(*) FROM flow_run")[0][0] > 0
+    # Another one, while the new ones were being written.
+    text = (stack.folder / ".env").read_text()
+    for command, written in ((finish, ""), (("make", "up"), text[: text.index("_KEY=") + 20])):
+        for name in (".env.rotating", ".env.rotating.new", ".env.before-rotation"):
+            (stack.folder / name).write_text(written)
+        done = stack.run(*command)
+        assert done.returncode == 0, done.stdout
+        assert ".env.rotating was cut off" in done.stdout
+        assert not (stack.folder / ".env.rotating").exists()
     assert settings(stack).keys() == before.keys()
     works(stack, block)
