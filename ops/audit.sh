@@ -14,7 +14,7 @@ main() {
   umask 077
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
-  trap 'exit 130' INT TERM
+  interruptible
   mkdir "$work/containers" "$work/images" "$work/histories" "$work/processes" "$work/logs"
   project=$(setting COMPOSE_PROJECT_NAME)
 

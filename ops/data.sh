@@ -35,6 +35,7 @@ else
   # sh knows only of the last command of a pipe how it ended.
   failed=$(mktemp)
   trap 'rm -f "$failed"' EXIT
+  interruptible
   { in_volume tar --create --no-wildcards-match-slash --exclude='.?*' . || echo failed >"$failed"; } |
     tar -x --no-same-owner -f - -C "$TO"
   [ ! -s "$failed" ] || die "data" "every file to be read" "the error above" "make data TO=$TO"
