@@ -20,6 +20,7 @@ from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, we
 
 from .policy import (
     GATE_LABEL,
+    MAX_BODY,
     RUN_LABEL,
     Policy,
     Refused,
@@ -31,6 +32,8 @@ from .policy import (
 # The one that the policy was written for (engine 25); older ones take other fields elsewhere.
 API = "/v1.44"
 KNOWN = 10_000  # containers of which it is remembered whose they are
+BODIES = 16  # in its memory at a time
+BODY_SECONDS = 10
 
 ID, BOOL = r"([0-9a-f]{64})", r"0|1|[Tt]rue|[Ff]alse"
 IMAGE_PATH = r"([a-z0-9][a-z0-9._/:@-]*)"
@@ -48,6 +51,7 @@ class Gate:
         self.policy = policy
         self._socket = engine
         self._ours: OrderedDict[str, None] = OrderedDict()
+        self.bodies = asyncio.Semaphore(BODIES)
 
     async def __aenter__(self) -> "Gate":
         """Makes ready to ask the engine."""
@@ -156,8 +160,10 @@ def read_query(text: str, allowed: dict[str, str]) -> Query:
     if len(query) < len(pairs):
         raise Refused("the request", "each key once", text)
     for key, value in query.items():
-        if not re.fullmatch(allowed.get(key, r"(?!)"), value, re.A):
-            raise Refused(f"the request's {key}", "what a worker needs", value)
+        if key not in allowed:
+            raise Refused(f"the request's {key}", "it not to be set", value)
+        if not re.fullmatch(allowed[key], value, re.A):
+            raise Refused(f"the request's {key}", allowed[key], value)
     return query
 
 
@@ -193,22 +199,45 @@ async def list_own(
 
 async def create(gate: Gate, request: web.BaseRequest, _: str, query: Query) -> web.StreamResponse:
     """Makes a flow container, by the rules."""
-    if not request.content_length:
-        raise Refused("the request", "a body, and its length", "none")
-    asked = parse(await request.read())
-    try:
-        body = flow_container(asked, gate.policy)
-        named = {"name": container_name(query["name"])} if "name" in query else {}
-    except Refused:
-        labels = asked.get("Labels")
-        run = labels.get(RUN_LABEL) if isinstance(labels, dict) else None
-        log.warning("flow run %.64r:", run)
-        raise
-    async with gate.engine.post(f"{API}/containers/create", params=named, json=body) as answered:
-        found = await answered.json()
+    async with gate.bodies:
+        asked = parse(await body_of(request))
+        try:
+            body = flow_container(asked, gate.policy)
+            named = {"name": container_name(query["name"])} if "name" in query else {}
+        except Refused:
+            labels = asked.get("Labels")
+            run = labels.get(RUN_LABEL) if isinstance(labels, dict) else None
+            log.warning("flow run %.64r:", run)
+            raise
+        path = f"{API}/containers/create"
+        async with gate.engine.post(path, params=named, json=body) as answered:
+            found = await answered.json()
     if answered.status == 201:
         gate.remember(found["Id"])
     return web.json_response(found, status=answered.status)
+
+
+async def body_of(request: web.BaseRequest) -> bytes:
+    """A request's body; none that is too large, or never ends, is waited for.
+
+    Raises:
+        Refused: It is.
+    """
+    size = request.content_length
+    if not size or size > MAX_BODY:
+        raise Refused("the request", f"a body of at most {MAX_BODY} bytes", size or "none")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise Refused("the request", f"its {size} bytes in {BODY_SECONDS} s", "fewer") from None
+
+
+async def see_network(
+    gate: Gate, request: web.BaseRequest, network: str, query: Query
+) -> web.StreamResponse:
+    """What a worker asks before it puts a container on one more network."""
+    raise Refused("networks", f"none but {gate.policy.network}, as by default", network)
 
 
 def of_container(path: str) -> Handler:
@@ -248,7 +277,8 @@ async def pull(gate: Gate, request: web.BaseRequest, _: str, query: Query) -> we
 
 async def log_in(gate: Gate, request: web.BaseRequest, _: str, query: Query) -> web.StreamResponse:
     """Has the engine look whether a login to a registry is good: one of a listed image's."""
-    asked = parse(await request.read())
+    async with gate.bodies:
+        asked = parse(await body_of(request))
     registry = asked.get("serveraddress")
     if type(registry) is not str or registry not in gate.policy.registries():
         raise Refused("registry", "that of an image on FLOW_IMAGES", registry)
@@ -279,6 +309,7 @@ ROUTES: list[tuple[str, str, Query, Handler]] = [
     ("POST", rf"/containers/{ID}/stop", {"t": r"\d{1,4}"}, of_container("/containers/{}/stop")),
     ("POST", rf"/containers/{ID}/kill", KILL, of_container("/containers/{}/kill")),
     ("DELETE", rf"/containers/{ID}", REMOVE, of_container("/containers/{}")),
+    ("GET", r"/networks/([\w.-]+)", {}, see_network),
     ("GET", rf"/images/{IMAGE_PATH}/json", {}, see_image),
     ("POST", r"/images/create", PULL, pull),
     ("POST", r"/auth", {}, log_in),
@@ -294,7 +325,9 @@ async def serve(policy: Policy, engine: str, socket: str) -> None:
     async with Gate(policy, engine) as gate:
         # Whoever goes away while a container is waited for takes the engine's part with him.
         runner = web.ServerRunner(
-            web.Server(gate.handle, access_log=None, handler_cancellation=True),
+            web.Server(
+                gate.handle, access_log=None, handler_cancellation=True, read_bufsize=1 << 14
+            ),
             shutdown_timeout=1,
         )
         await runner.setup()

@@ -17,6 +17,9 @@ MAX_BODY = 256 * 1024
 USER = "10001:10001"  # as in our images
 RUN_LABEL = "io.prefect.flow-run-id"
 GATE_LABEL = "prefect-stack.gate"  # what the gate has made: its value, the flows' network
+CLOSED = ("postgres-data", "gate", "server", "proxy")  # volumes of the stack's own
+# The image has them of the service that it was built for, which Compose would take this to be.
+COMPOSE_LABELS = dict.fromkeys(("com.docker.compose.project", "com.docker.compose.service"), "")
 MEMORY, PIDS, MAX_PIDS = 1 << 30, 512, 4096
 # A quarter of the server's (docker-compose.yml): a flow that loads must not delay one that runs.
 CPU_SHARES = 512
@@ -74,6 +77,9 @@ class Policy:
         ):
             if wrong := [name for name in names if not pattern.fullmatch(name)]:
                 raise ValueError(f"{key}: expected names, found {wrong}")
+        project = env["FLOWS_NETWORK"].removesuffix("_flows")
+        if closed := {f"{project}_{name}" for name in CLOSED} & {*volumes}:
+            raise ValueError(f"FLOW_VOLUMES: expected none of the stack's own, found {closed}")
         size = re.fullmatch(r"(\d+)([kmg]?)b?", env["FLOW_MAX_MEMORY"].lower())
         if not size:
             raise ValueError(f"FLOW_MAX_MEMORY: expected 4g, say, found {env['FLOW_MAX_MEMORY']}")
@@ -105,6 +111,11 @@ IMAGE = re.compile(
 )
 VOLUME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", re.A)
 PATH = re.compile(r"(/[A-Za-z0-9_.@+-]+)+", re.A)
+# What Docker itself mounts into, and what may be a link in the image: nothing shared belongs there.
+SYSTEM = {
+    *("bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "proc", "root", "run"),
+    *("sbin", "sys", "usr", "var"),
+}
 TMPFS_OPTION = re.compile(
     r"rw|noexec|nosuid|nodev|mode=[0-7]{3,4}|(size|uid|gid)=\d{1,12}[kmg]?", re.A
 )
@@ -173,7 +184,7 @@ def flow_container(asked: dict[str, Any], policy: Policy) -> dict[str, Any]:
     return {
         **{key: found[key] for key in SAME if key in found},
         "User": found.get("User", USER),
-        "Labels": {**found["Labels"], GATE_LABEL: policy.network},
+        "Labels": {**COMPOSE_LABELS, **found["Labels"], GATE_LABEL: policy.network},
         "HostConfig": {
             "NetworkMode": policy.network,
             "Binds": binds,
@@ -309,6 +320,13 @@ def _folder(what: str, value: Any, _: Policy) -> str:
     return "/" if value == "/" else _path(what, value)
 
 
+def _target(what: str, value: Any) -> str:
+    path = _path(what, value)
+    if path.split("/")[1] in SYSTEM:
+        raise Refused(what, "a path outside the system's, such as /data/… or /mnt/…", path)
+    return path
+
+
 def _binds(what: str, value: Any, policy: Policy) -> list[str]:
     found = []
     for bind in _texts("volumes", value, policy):
@@ -320,7 +338,7 @@ def _binds(what: str, value: Any, policy: Policy) -> list[str]:
             )
         if mode not in ("", "rw", "ro"):
             raise Refused("volumes", "rw or ro after the path", bind)
-        found.append(f"{name}:{_path('volumes', path)}:{mode or 'rw'}")
+        found.append(f"{name}:{_target('volumes', path)}:{mode or 'rw'}")
     return found
 
 
@@ -354,7 +372,7 @@ def _tmpfs(what: str, value: Any, _: Policy) -> dict[str, str]:
         if wrong := [option for option in asked if not TMPFS_OPTION.fullmatch(option)]:
             expected = "mode=, size=, uid=, gid=, noexec, nosuid or nodev"
             raise Refused("tmpfs", expected, wrong[0])
-        found[_path("tmpfs", path)] = ",".join(asked)
+        found[_target("tmpfs", path)] = ",".join(asked)
     return found
 
 
@@ -366,7 +384,7 @@ def _log(what: str, value: Any, _: Policy) -> None:
 
 def _network(what: str, value: Any, policy: Policy) -> str:
     if value != policy.network:
-        raise Refused("network", policy.network, value)
+        raise Refused("networks", f"none but {policy.network}, as by default", value)
     return policy.network
 
 

@@ -67,7 +67,7 @@ def flow_containers() -> list[FlowContainer]:
             FlowContainer(
                 container.id,
                 UUID(container.labels[RUN_LABEL]),
-                container.labels[WORKER_LABEL],
+                container.labels.get(WORKER_LABEL, ""),
                 container.status != "created",
             )
             for container in client.containers.list(all=True, filters=filters, ignore_removed=True)

@@ -43,7 +43,7 @@ HOST = {
     "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}},
 }
 BOUNDED = {"Binds", "Memory", "MemorySwap", "PidsLimit", "Tmpfs"}
-SYSTEM = re.compile(r"/(proc|sys|dev)(/|$)|\.\.|//|^[^/]")
+SYSTEM = re.compile(r"^/(proc|sys|dev|etc|usr|s?bin|lib\w*|run|var)(/|$)|\.\.|//|^[^/]")
 
 
 def assert_within(call: Call) -> None:
@@ -79,6 +79,8 @@ def assert_bounded(body: dict[str, Any]) -> None:
     user, _, group = body["User"].partition(":")
     assert int(user) > 0 and (not group or int(group) > 0)
     assert body["Labels"].pop("prefect-stack.gate") == NETWORK
+    for part in ("project", "service"):
+        assert body["Labels"].pop(f"com.docker.compose.{part}") == ""
     assert not [
         key for key in body["Labels"] if not key.startswith("io.prefect.") and key != "team"
     ]
@@ -121,7 +123,8 @@ Type Config Source Target
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 1.5, 2**31, 2**63, 10**40, -(2**70), "", "0", "0:0", "root",
     "1:0", "10001", "host", "container:x", "/:/host", "/var/run/docker.sock:/d",
-    f"{VOLUME}:/data:ro", f"{VOLUME}:/proc", f"{VOLUME}:/a/../proc", "stack_postgres-data:/d",
+    f"{VOLUME}:/data:ro", f"{VOLUME}:/proc", f"{VOLUME}:/a/../proc",
+    f"{VOLUME}:/etc", f"{VOLUME}:/usr/lib/x", "stack_postgres-data:/d",
     "cache:/c", "ALL", "SYS_ADMIN", "seccomp=unconfined", "evil:1", "history", "history:1",
     "history:1@sha256:" + "a" * 64, IMAGE, IMAGE.upper(), f"{IMAGE}\n", f" {IMAGE}", "mode=1777",
     "suid,exec", NETWORK, "stack_backend", "server", "..", "\0", "\u202e", "\u212a", "\u017f",

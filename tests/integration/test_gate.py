@@ -44,13 +44,15 @@ VARIABLES: dict[str, tuple[dict[str, Any], str]] = {
         {"networks": [], "env": {"PREFECT_API_URL": "http://127.0.0.1/api"}},
         "",
     ),
-    "two networks": ({"networks": ["{network}", "{project}_backend"]}, "the request"),
+    "two networks": ({"networks": ["{network}", "{project}_backend"]}, "networks"),
     "more memory": ({"mem_limit": "64g", "memswap_limit": "64g"}, "mem_limit"),
     "swap": ({"memswap_limit": "-1"}, "memswap_limit"),
     "processes without a bound": ({"pids_limit": -1}, "pids_limit"),
     "memory over /sys": ({"tmpfs": {"/sys": ""}}, "tmpfs"),
     "programs of root's in memory": ({"tmpfs": {"/mem": "exec,suid"}}, "tmpfs"),
     "Compose's label": ({"labels": {"com.docker.compose.project": "{project}"}}, "labels"),
+    "a volume that Docker mounts into": ({"volumes": ["{project}_data:/etc"]}, "volumes"),
+    "memory over programs": ({"tmpfs": {"/bin/x": ""}}, "tmpfs"),
     "another program's label": ({"labels": {"traefik.enable": "true"}}, "labels"),
     "the gate's label": ({"labels": {"prefect-stack.gate": "x"}}, "labels"),
 }
@@ -292,8 +294,36 @@ def test_what_passes_is_made_as_the_policy_says(running: Stack) -> None:
             "Config": {"max-size": "10m", "max-file": "3"},
         }
         assert config["Labels"]["prefect-stack.gate"] == running.flows_network
+        assert config["Labels"]["com.docker.compose.project"] == ""
     finally:
         docker("rm", "--force", container)
+
+
+FLOOD = """
+import socket
+connections = []
+for number in range(260):
+    size = 1_000_000 if number < 60 else 200_000
+    one = socket.socket(socket.AF_UNIX)
+    one.settimeout(2)
+    one.connect("/run/gate/docker.sock")
+    head = f"POST /containers/create HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: {size}\\r\\n\\r\\n"
+    try:
+        one.sendall(head.encode() + b" " * (size - 10))
+    except OSError:
+        pass  # refused, or not read any further
+    connections.append(one)
+print(len(connections))
+"""
+
+
+def test_bodies_that_never_end_dont_bring_the_gate_down(running: Stack) -> None:
+    gate = docker("compose", "-p", running.project, "ps", "-q", "gate").strip()
+    done = running.run("docker", "compose", "exec", "-T", "worker", "python", "-c", FLOOD)
+    assert done.stdout.strip() == "260", done.stdout
+    state = "{{.RestartCount}} {{.State.Running}} {{.State.OOMKilled}}"
+    assert docker("inspect", "--format", state, gate).strip() == "0 true false"
+    assert running.finished(running.start(DAILY))["state_type"] == "COMPLETED"
 
 
 def test_only_the_gate_has_the_engine_s_socket_and_no_network(running: Stack) -> None:

@@ -29,7 +29,12 @@ MADE = {
     "Cmd": ["prefect", "flow-run", "execute"],
     "Env": ["PREFECT_API_URL=http://server:4200/api", "X"],
     "User": "10001:10001",
-    "Labels": {"io.prefect.flow-run-id": RUN, "prefect-stack.gate": NETWORK},
+    "Labels": {
+        "com.docker.compose.project": "",
+        "com.docker.compose.service": "",
+        "io.prefect.flow-run-id": RUN,
+        "prefect-stack.gate": NETWORK,
+    },
     "HostConfig": {
         "NetworkMode": NETWORK,
         "Binds": [f"{VOLUME}:/data:rw"],
@@ -89,7 +94,7 @@ def test_a_listed_label_and_a_user_without_a_group(opened: Gate) -> None:
     labels = {"io.prefect.flow-run-id": RUN, "team": "data"}
     assert ask(opened, create_body() | {"Labels": labels, "User": "12345"})[0] == 201
     made = json.loads(opened.engine.calls[0].body)
-    assert made["Labels"] == labels | {"prefect-stack.gate": NETWORK}
+    assert made["Labels"] == MADE["Labels"] | labels  # type: ignore[operator]
     assert made["User"] == "12345:12345"  # without a group, Docker might give it root's
 
 
@@ -162,6 +167,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another volume": (create_body(Binds=["stack_postgres-data:/d"]), "volumes"),
     "a volume with more options": (create_body(Binds=[f"{VOLUME}:/data:z"]), "volumes"),
     "a volume over the system": (create_body(Binds=[f"{VOLUME}:/proc/x"]), "volumes"),
+    "a volume where Docker mounts, too": (create_body(Binds=[f"{VOLUME}:/etc"]), "volumes"),
+    "a volume where a link may be": (create_body(Binds=[f"{VOLUME}:/usr/bin"]), "volumes"),
+    "memory where a link may be": (create_body(Tmpfs={"/bin/b": ""}), "tmpfs"),
     "a volume up and away": (create_body(Binds=[f"{VOLUME}:/data/../proc"]), "volumes"),
     "a volume twice": (create_body(Binds=[f"{VOLUME}:/a", f"{VOLUME}:/a"]), "volumes"),
     "a volume within a volume": (create_body(Binds=[f"{VOLUME}:/a", "cache:/a/b"]), "volumes"),
@@ -346,6 +354,16 @@ def test_what_else_an_engine_could_be_asked(opened: Gate, method: str, path: str
     assert opened.engine.calls == []
 
 
+def test_a_body_that_is_too_large_isnt_waited_for(opened: Gate) -> None:
+    client = Client(opened.log.parent / "gate")
+    head = b"POST /containers/create HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    status, said = client.raw(head % 1_000_000 + b"{")
+    client.close()
+    assert status == 403
+    assert "262144" in said["message"]
+    assert opened.engine.calls == []
+
+
 def test_another_stacks_container_is_nobodys_here(opened: Gate) -> None:
     for method, path in (
         ("GET", "/json"),
@@ -435,6 +453,7 @@ def test_without_an_engine_it_says_so(tmp_path: Path) -> None:
     [
         ("FLOW_IMAGES", "Not An Image!"),
         ("FLOW_VOLUMES", "/etc"),
+        ("FLOW_VOLUMES", "cache stack_postgres-data"),
         ("FLOW_MAX_MEMORY", "lots"),
         ("FLOW_CPUS", "0"),
         ("FLOW_CPUS", "nan"),
