@@ -19,6 +19,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any, Generic, TypeVar
 from urllib.parse import quote
 
+import httpx
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -72,6 +73,9 @@ STALE_DAYS = 90
 ELSEWHERE = {"", "tmpfs", "nfs", "nfs4", "cifs"}
 LABELS = ("title", "description", "version", "revision", "source", "licenses")
 COMPOSE = "docker-compose.yml"
+UP = f" in {COMPOSE}, then: make up"
+API = "http://127.0.0.1:4200/api"
+ELSE = "https://elsewhere.example"
 NEW_BASES = "docker image rm --force debian:trixie-slim postgres:17-trixie"
 
 T = TypeVar("T")
@@ -90,6 +94,7 @@ class Stack:
     containers: list["Container"] = field(default_factory=list)
     images: list["Image"] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
+    answers: dict[str, str] = field(default_factory=dict)  # the API's, by who asks
 
     def secrets_in(self, text: str) -> list[str]:
         """The names of the secrets that a text gives away."""
@@ -525,6 +530,31 @@ def _(stack: Stack) -> list[str]:
     return found + when(said != "loaded", said or "no table of the firewall's in the kernel")
 
 
+def answer(stack: Stack, who: str) -> str:
+    """What the API said to them."""
+    if not stack.answers:
+        raise NotLookedAt("no answer from the API")
+    return stack.answers[who]
+
+
+@rule(WHOLE, "-", "the API closed without the login", f"server's ..._API_AUTH_STRING_FILE{UP}")
+def _(stack: Stack) -> list[str]:
+    said = answer(stack, "nobody")
+    return when(said != "401", f"status {said}")
+
+
+@rule(WHOLE, "-", "no change without a CSRF token", f"server's ..._CSRF_PROTECTION_ENABLED{UP}")
+def _(stack: Stack) -> list[str]:
+    said = answer(stack, "without a token")
+    return when(said != "403", f"status {said}")
+
+
+@rule(WHOLE, "-", "the API closed to other sites", f"server's ..._CORS_ALLOWED_ORIGINS{UP}")
+def _(stack: Stack) -> list[str]:
+    said = answer(stack, "another site")
+    return when(said, f"{said} allowed")
+
+
 @rule(WHOLE, "-", "a flow container looked at", "make status")
 def _(stack: Stack) -> list[str]:
     return when(not any(container.is_flow for container in stack.containers), "none")
@@ -713,9 +743,32 @@ def where(subject: object) -> str:
     return f" in {COMPOSE}, then: make up"
 
 
+def ask(login: str) -> dict[str, str]:
+    """What the API says to whoever lacks something; nothing if it doesn't answer.
+
+    Args:
+        login: ``user:password``.
+    """
+    user, _, password = login.partition(":")
+    with httpx.Client(timeout=10) as client:
+        try:
+            nobody = client.get(f"{API}/admin/version")
+            client.auth = httpx.BasicAuth(user, password)
+            untold = client.post(f"{API}/flows/count", json={})
+            site = client.get(f"{API}/admin/version", headers={"Origin": ELSE})
+        except httpx.HTTPError:
+            return {}
+    return {
+        "nobody": str(nobody.status_code),
+        "without a token": str(untold.status_code),
+        "another site": site.headers.get("Access-Control-Allow-Origin", ""),
+    }
+
+
 def main() -> int:
     """Prints the table and what is wrong; returns the exit code."""
     stack = read(sys.stdin.buffer, sys.argv[1], sys.argv[2:])
+    stack.answers = ask(stack.secrets.get("PREFECT_API_AUTH_STRING", ""))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     table, problems, unseen = judge(stack)
     console.print(table)

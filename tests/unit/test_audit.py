@@ -47,6 +47,8 @@ GOOD: dict[str, Any] = {
     "RestartPolicy": {"Name": "no"},
     "LogConfig": {"Type": "local", "Config": {}},
 }
+# What the API says to whoever lacks something.
+CLOSED = {"nobody": "401", "without a token": "403", "another site": ""}
 
 
 def stack(**files: str) -> Stack:
@@ -86,6 +88,28 @@ def container(stack: Stack, service: str = "flow", *mounts: str, **env: str) -> 
         "NetworkSettings": {"Networks": {}},
     }
     return Container(stack, facts, "", [])
+
+
+@pytest.mark.parametrize(
+    ("who", "said", "found"),
+    [
+        ("nobody", "200", ["status 200"]),
+        ("without a token", "200", ["status 200"]),
+        ("another site", "*", ["* allowed"]),
+    ],
+)
+def test_an_api_that_lets_in_too_many(who: str, said: str, found: list[str]) -> None:
+    flow = stack()
+    container(flow)
+    flow.answers = CLOSED | {who: said}
+    rules = [rule for rule in WHOLE if "API" in rule.what or "CSRF" in rule.what]
+    assert [one for rule in rules for one in rule.wrong(flow)] == found
+    flow.answers = CLOSED
+    assert [one for rule in rules for one in rule.wrong(flow)] == []
+    flow.answers = {}
+    for rule in rules:
+        with pytest.raises(NotLookedAt):
+            rule.wrong(flow)
 
 
 def breaks(container: Container) -> set[str]:
@@ -228,6 +252,7 @@ def test_what_was_not_looked_at_does_not_pass(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(audit, "read", lambda *_: whole_stack(updates))
+    monkeypatch.setattr(audit, "ask", lambda _: CLOSED)
     monkeypatch.setattr(sys, "argv", ["audit", "test", FOLDER])
     assert audit.main() == code
     *table, last = capsys.readouterr().out.splitlines()
