@@ -45,8 +45,9 @@ write_backup() {
   exec 9</backups
   flock --nonblock 9 || die "backup" "no other one going on" "one" "wait for its end, then: make backup"
   rm -rf /backups/.making.* # what a power cut left
-  work=$(mktemp --directory /backups/.making.XXXXXX)
-  trap 'rm -rf "$work"' EXIT
+  work=/backups/.making.$BASHPID
+  trap 'rm -rf "$work"' EXIT # before there is anything to remove
+  mkdir "$work"
   chown --reference=/backups "$work"
 
   cp .env "$work/env"

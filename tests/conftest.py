@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ def _our_environment() -> None:
     # Nor must the `make` that runs the tests be heard in those that they run.
     for key in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
         os.environ.pop(key, None)
+    # Whoever runs the tests in the background has these ignored, by all that they start.
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     # testcontainers' own reaper is an image of a registry's; our fixtures clean up themselves.
     os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
 
