@@ -853,7 +853,8 @@ def _(c: Campaign) -> None:
 def strangers(stack: Stack) -> list[str]:
     """The containers on this machine that run and aren't the stack's."""
     own = {*docker("ps", "-q", "--filter", f"network={stack.flows_network}").split()}
-    own |= {*docker("ps", "-q", "--filter", f"network={stack.project}_backend").split()}
+    project = f"label=com.docker.compose.project={stack.project}"  # gate and firewall, too
+    own |= {*docker("ps", "-q", "--filter", project).split()}
     return [found for found in docker("ps", "-q").split() if found not in own]
 
 
