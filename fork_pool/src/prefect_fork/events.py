@@ -8,11 +8,13 @@ asked for. It also settles the runs that lost their process, other workers' too.
 import asyncio
 import contextlib
 import math
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import anyio
+import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.events.clients import get_events_subscriber
@@ -134,8 +136,13 @@ class FollowsEvents(Worker):
     ) -> None:
         """Sets a run Crashed that ended badly, but not one that is settled: it may begin anew.
 
-        What can't be told now is found later. An error would end the worker and all its runs.
+        What can't be told now is found later. An error would end the worker and all its runs. So is
+        a run that was being taken while the server went away: nothing of it has begun.
         """
+        error = sys.exception()  # by which it couldn't be submitted, if so
+        if isinstance(error, httpx.TransportError):
+            logger.warning("Flow run %s is left to the next look: %s", flow_run.name, error)
+            return
         try:
             found = await self.client.read_flow_run(flow_run.id)
             is_anothers = taken_by(found) != taken_by(flow_run)
