@@ -102,7 +102,14 @@ def asking(machine: Machine) -> None:
     """What a call of the engine's takes, through the gate and without it; in turns."""
     ours, sizes = machine.ours, machine.sizes
     body = {"Image": ours.image, "Cmd": ["true"], "Labels": {RUN_LABEL: str(uuid4())}}
-    rules = Policy((ours.image,), (), (), ours.flows_network, 1 << 30, 2)
+    rules = Policy(
+        images=(ours.image,),
+        volumes=(),
+        labels=(),
+        network=ours.flows_network,
+        max_memory=1 << 30,
+        cpus=2,
+    )
     bodies = {"ours": body, "floor": flow_container(body, rules)}
     for _ in range(sizes.asking):
         for side, (service, socket) in SOCKETS.items():

@@ -163,7 +163,7 @@ def read_query(text: str, allowed: dict[str, str]) -> Query:
         if key not in allowed:
             raise Refused(f"the request's {key}", "it not to be set", value)
         if not re.fullmatch(allowed[key], value, re.A):
-            raise Refused(f"the request's {key}", allowed[key], value)
+            raise Refused(f"the request's {key}", f"what matches {allowed[key]}", value)
     return query
 
 
@@ -252,12 +252,17 @@ def of_container(path: str) -> Handler:
     return call
 
 
+def facts_of(image: str) -> str:
+    """Where the engine tells an image's facts."""
+    return f"/images/{quote(image, safe='/:@')}/json"
+
+
 async def see_image(
     gate: Gate, request: web.BaseRequest, image: str, query: Query
 ) -> web.StreamResponse:
     """An image's facts."""
     gate.policy.check_image(image)
-    return await gate.forward(request, f"/images/{quote(image, safe='/:@')}/json", query)
+    return await gate.forward(request, facts_of(image), query)
 
 
 async def pull(gate: Gate, request: web.BaseRequest, _: str, query: Query) -> web.StreamResponse:
@@ -265,7 +270,7 @@ async def pull(gate: Gate, request: web.BaseRequest, _: str, query: Query) -> we
     name, tag = query.get("fromImage", ""), query.get("tag", "")
     image = f"{name}@{tag}" if tag.startswith("sha256:") else f"{name}:{tag}"
     gate.policy.check_image(image)
-    async with gate.engine.get(f"{API}/images/{quote(image, safe='/:@')}/json") as response:
+    async with gate.engine.get(API + facts_of(image)) as response:
         # Somebody else may have that name at a registry.
         if response.status == 200 and not (await response.json()).get("RepoDigests"):
             raise Refused("image", "no pull of what was built here (image_pull_policy)", image)

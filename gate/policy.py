@@ -17,7 +17,7 @@ MAX_BODY = 256 * 1024
 USER = "10001:10001"  # as in our images
 RUN_LABEL = "io.prefect.flow-run-id"
 GATE_LABEL = "prefect-stack.gate"  # what the gate has made: its value, the flows' network
-CLOSED = ("postgres-data", "gate", "server", "proxy")  # volumes of the stack's own
+OWN_VOLUMES = ("postgres-data", "gate", "server", "proxy")  # of the stack, closed to flows
 # The image has them of the service that it was built for, which Compose would take this to be.
 COMPOSE_LABELS = dict.fromkeys(("com.docker.compose.project", "com.docker.compose.service"), "")
 MEMORY, PIDS, MAX_PIDS = 1 << 30, 512, 4096
@@ -45,8 +45,8 @@ class Policy:
     Attributes:
         images: ``name:tag``, or ``name`` for any tag of it.
         volumes: Names of volumes that may be mounted.
-        network: The one that flow containers are on.
         labels: Names of labels that may be set besides Prefect's own.
+        network: The one that flow containers are on.
         max_memory: In bytes.
         cpus: Of which a container gets so many at most.
         cgroup: The control group that all of them are put into; empty for the engine's own.
@@ -78,8 +78,8 @@ class Policy:
             if wrong := [name for name in names if not pattern.fullmatch(name)]:
                 raise ValueError(f"{key}: expected names, found {wrong}")
         project = env["FLOWS_NETWORK"].removesuffix("_flows")
-        if closed := {f"{project}_{name}" for name in CLOSED} & {*volumes}:
-            raise ValueError(f"FLOW_VOLUMES: expected none of the stack's own, found {closed}")
+        if own := {f"{project}_{name}" for name in OWN_VOLUMES} & {*volumes}:
+            raise ValueError(f"FLOW_VOLUMES: expected none of the stack's own, found {own}")
         size = re.fullmatch(r"(\d+)([kmg]?)b?", env["FLOW_MAX_MEMORY"].lower())
         if not size:
             raise ValueError(f"FLOW_MAX_MEMORY: expected 4g, say, found {env['FLOW_MAX_MEMORY']}")
@@ -174,9 +174,10 @@ def flow_container(asked: dict[str, Any], policy: Policy) -> dict[str, Any]:
     except ValueError:
         raise Refused(f"label {RUN_LABEL}", "a flow run's id", run) from None
     binds, tmpfs = limits.get("Binds", []), limits.get("Tmpfs", TMPFS)
-    _apart([bind.split(":")[1] for bind in binds] + [*tmpfs])
+    targets = [bind.split(":")[1] for bind in binds]
+    _apart([*targets, *tmpfs])
     for folder in asked.get("Volumes") or {}:
-        if folder not in {bind.split(":")[1] for bind in binds}:
+        if folder not in targets:
             raise Refused("volumes", "name:/path", folder)
     memory = limits.get("Memory", min(MEMORY, policy.max_memory))
     if limits.get("MemorySwap", memory) > max(memory, MEMORY):

@@ -73,9 +73,8 @@ STALE_DAYS = 90
 ELSEWHERE = {"", "tmpfs", "nfs", "nfs4", "cifs"}
 LABELS = ("title", "description", "version", "revision", "source", "licenses")
 COMPOSE = "docker-compose.yml"
-UP = f" in {COMPOSE}, then: make up"
+THERE = f" in {COMPOSE}, then: make up"
 API = "http://127.0.0.1:4200/api"
-ELSE = "https://elsewhere.example"
 NEW_BASES = "docker image rm --force debian:trixie-slim postgres:17-trixie"
 
 T = TypeVar("T")
@@ -537,19 +536,19 @@ def answer(stack: Stack, who: str) -> str:
     return stack.answers[who]
 
 
-@rule(WHOLE, "-", "the API closed without the login", f"server's ..._API_AUTH_STRING_FILE{UP}")
+@rule(WHOLE, "-", "the API closed without the login", f"server's ..._API_AUTH_STRING_FILE{THERE}")
 def _(stack: Stack) -> list[str]:
     said = answer(stack, "nobody")
     return when(said != "401", f"status {said}")
 
 
-@rule(WHOLE, "-", "no change without a CSRF token", f"server's ..._CSRF_PROTECTION_ENABLED{UP}")
+@rule(WHOLE, "-", "no change without a CSRF token", f"server's ..._CSRF_PROTECTION_ENABLED{THERE}")
 def _(stack: Stack) -> list[str]:
     said = answer(stack, "without a token")
     return when(said != "403", f"status {said}")
 
 
-@rule(WHOLE, "-", "the API closed to other sites", f"server's ..._CORS_ALLOWED_ORIGINS{UP}")
+@rule(WHOLE, "-", "the API closed to other sites", f"server's ..._CORS_ALLOWED_ORIGINS{THERE}")
 def _(stack: Stack) -> list[str]:
     said = answer(stack, "another site")
     return when(said, f"{said} allowed")
@@ -740,7 +739,7 @@ def where(subject: object) -> str:
         return ""
     if subject.is_flow:
         return " in worker/base-job-template.json or job_variables, then: make deploy"
-    return f" in {COMPOSE}, then: make up"
+    return THERE
 
 
 def ask(login: str) -> dict[str, str]:
@@ -754,13 +753,15 @@ def ask(login: str) -> dict[str, str]:
         try:
             nobody = client.get(f"{API}/admin/version")
             client.auth = httpx.BasicAuth(user, password)
-            untold = client.post(f"{API}/flows/count", json={})
-            site = client.get(f"{API}/admin/version", headers={"Origin": ELSE})
+            untokened = client.post(f"{API}/flows/count", json={})
+            site = client.get(
+                f"{API}/admin/version", headers={"Origin": "https://elsewhere.example"}
+            )
         except httpx.HTTPError:
             return {}
     return {
         "nobody": str(nobody.status_code),
-        "without a token": str(untold.status_code),
+        "without a token": str(untokened.status_code),
         "another site": site.headers.get("Access-Control-Allow-Origin", ""),
     }
 

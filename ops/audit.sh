@@ -18,6 +18,7 @@ main() {
   mkdir "$work/containers" "$work/images" "$work/histories" "$work/processes" "$work/logs"
   project=$(setting COMPOSE_PROJECT_NAME)
 
+  say "Looking at the stack, and at a flow container that waits for its time (a minute)"
   advisories
   flow_container
   for id in $(containers); do [ -e "$work/containers/$id" ] || container "$id"; done

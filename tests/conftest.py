@@ -24,9 +24,8 @@ def _our_environment() -> None:
     for key in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
         os.environ.pop(key, None)
     # Whoever runs the tests in the background has these ignored, by all that they start.
-    for number in (signal.SIGHUP, signal.SIGINT):
-        if signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # testcontainers' own reaper is an image of a registry's; our fixtures clean up themselves.
     os.environ["TESTCONTAINERS_RYUK_DISABLED"] = "true"
 

@@ -62,12 +62,15 @@ class Outside:
     here: str = "198.51.100.1"
 
 
-def reached(container: str, wheres: list[Where]) -> list[Where]:
-    """Which of them a container, which has to have a Python, reaches."""
+def outcomes(container: str, wheres: list[Where]) -> dict[Where, str]:
+    """What comes of a container's asking there: ``reached`` or an error. It has to have Python."""
     output = docker("exec", container, "python3", "-c", REACH, json.dumps(wheres))
-    return [
-        where for where, how in zip(wheres, json.loads(output), strict=True) if how == "reached"
-    ]
+    return dict(zip(wheres, json.loads(output), strict=True))
+
+
+def reached(container: str, wheres: list[Where]) -> list[Where]:
+    """Which of them a container reaches."""
+    return [where for where, how in outcomes(container, wheres).items() if how == "reached"]
 
 
 @contextlib.contextmanager

@@ -349,8 +349,6 @@ def test_up_interrupted_half_way_and_started_again(stack: Stack, first_run: dict
             ["make", "up"],
             cwd=stack.folder,
             start_new_session=True,
-            # Tests that run in the background have Ctrl-C taken away, and so have their children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -9,7 +9,6 @@ import tarfile
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import pytest
@@ -237,8 +236,6 @@ def interrupted(stack: Stack, *args: str, when: Callable[[str], bool]) -> None:
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # with a process group of its own, as a terminal gives it
-            # Whoever runs the tests in the background has Ctrl-C ignored, by all that they start.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         ) as process,
     ):
 

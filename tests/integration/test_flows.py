@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +195,6 @@ def test_leaving_make_run_leaves_nobody_behind(stack: Stack, first_run: dict[str
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        # Whoever runs the tests in the background has Ctrl-C ignored, by all that they start.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert follower.stdout
     output = ""

@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
+from tests.reach import address, gateway, outcomes
 from tests.stack import ACTIVITY_URL, DAILY, Stack, docker, settings_of
 
 NOTHING = "00000000-0000-0000-0000-000000000000"
@@ -315,38 +316,19 @@ def test_a_flow_container_is_given_the_least_that_works(stack: Stack, flow_conta
 
 # ── What a flow reaches ──────────────────────────────────────────────────────────────────────────
 
-REACH = """
-import json, socket, sys
-from concurrent.futures import ThreadPoolExecutor
-
-def reach(where):
-    try:
-        socket.create_connection(where, timeout=3).close()
-    except OSError as error:
-        return type(error).__name__
-    return "reached"
-
-wheres = json.loads(sys.argv[1])
-with ThreadPoolExecutor(len(wheres)) as pool:
-    print(json.dumps(list(pool.map(lambda where: reach(tuple(where)), wheres))))
-"""
-CLOSED = {"gaierror", "TimeoutError", "ConnectionRefusedError", "OSError"}
+REFUSALS = {"gaierror", "TimeoutError", "ConnectionRefusedError", "OSError"}
 
 
 def test_a_flow_reaches_the_api_and_what_it_calls_and_nothing_else_here(
     stack: Stack, flow_container: str
 ) -> None:
-    postgres = docker("compose", "--project-name", stack.project, "ps", "--quiet", "postgres")
-    (facts,) = json.loads(docker("inspect", postgres.strip()))
-    (backend,) = facts["NetworkSettings"]["Networks"].values()
-    (network,) = json.loads(docker("network", "inspect", stack.flows_network))
-    host = network["IPAM"]["Config"][0]["Gateway"]
+    host = gateway(stack.flows_network)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         wheres = [
             ("server", 4200),
             ("upstream", 8000),
             ("postgres", 5432),
-            (backend["IPAddress"], 5432),
+            (address(stack, "postgres", "backend"), 5432),
             ("gate", 2375),
             ("worker", 8080),
             ("fork-worker", 8080),
@@ -356,11 +338,10 @@ def test_a_flow_reaches_the_api_and_what_it_calls_and_nothing_else_here(
             (host, int(stack.settings["UPSTREAM_PORT"])),
             (host, listener.getsockname()[1]),
         ]
-        output = docker("exec", flow_container, "python", "-c", REACH, json.dumps(wheres))
-    found = dict(zip(wheres, json.loads(output), strict=True))
+        found = outcomes(flow_container, wheres)
     reached = [where for where, how in found.items() if how == "reached"]
     assert reached == [("server", 4200), ("upstream", 8000)]
-    assert set(found.values()) <= CLOSED | {"reached"}
+    assert set(found.values()) <= REFUSALS | {"reached"}
 
 
 def test_a_flow_has_no_socket_of_the_engines(flow_container: str) -> None:

@@ -48,7 +48,7 @@ GOOD: dict[str, Any] = {
     "LogConfig": {"Type": "local", "Config": {}},
 }
 # What the API says to whoever lacks something.
-CLOSED = {"nobody": "401", "without a token": "403", "another site": ""}
+LOCKED = {"nobody": "401", "without a token": "403", "another site": ""}
 
 
 def stack(**files: str) -> Stack:
@@ -101,10 +101,10 @@ def container(stack: Stack, service: str = "flow", *mounts: str, **env: str) -> 
 def test_an_api_that_lets_in_too_many(who: str, said: str, found: list[str]) -> None:
     flow = stack()
     container(flow)
-    flow.answers = CLOSED | {who: said}
+    flow.answers = LOCKED | {who: said}
     rules = [rule for rule in WHOLE if "API" in rule.what or "CSRF" in rule.what]
     assert [one for rule in rules for one in rule.wrong(flow)] == found
-    flow.answers = CLOSED
+    flow.answers = LOCKED
     assert [one for rule in rules for one in rule.wrong(flow)] == []
     flow.answers = {}
     for rule in rules:
@@ -252,7 +252,7 @@ def test_what_was_not_looked_at_does_not_pass(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(audit, "read", lambda *_: whole_stack(updates))
-    monkeypatch.setattr(audit, "ask", lambda _: CLOSED)
+    monkeypatch.setattr(audit, "ask", lambda _: LOCKED)
     monkeypatch.setattr(sys, "argv", ["audit", "test", FOLDER])
     assert audit.main() == code
     *table, last = capsys.readouterr().out.splitlines()

@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -135,8 +134,6 @@ def test_an_interrupted_script_finds_its_way_back_without_a_terminal(
         stdout=inside,
         stderr=inside,
         start_new_session=True,
-        # Whoever runs the tests in the background has Ctrl-C ignored, by all that they start.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
         os.close(inside)
         assert os.read(terminal, 5) == b"ready"
