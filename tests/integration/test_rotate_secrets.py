@@ -90,21 +90,25 @@ def rotation(stack: Stack, errors: int = subprocess.STDOUT) -> Iterator["subproc
         process.wait(300)
 
 
-def test_a_lost_terminal_when_all_is_changed_leads_back(stack: Stack, block: str) -> None:
-    before = settings(stack)
+@pytest.mark.parametrize("lost", [False, True], ids=["Ctrl-C", "a lost terminal"])
+def test_interrupted_when_all_is_changed_it_leads_back(
+    stack: Stack, block: str, lost: bool
+) -> None:
+    before, log = settings(stack), stack.folder / "rotation.log"
     terminal, inside = os.openpty()
-    with rotation(stack, inside) as process:
+    with rotation(stack, inside if lost else subprocess.STDOUT) as process:
         os.close(inside)
 
         def changed() -> bool | None:
-            assert process.poll() is None, (stack.folder / "rotation.log").read_text()
+            assert process.poll() is None, log.read_text()
             return settings(stack) != before or None
 
         eventually(".env with the new secrets", 150, changed)
         os.close(terminal)
-        os.killpg(process.pid, signal.SIGHUP)
+        os.killpg(process.pid, signal.SIGHUP if lost else signal.SIGINT)
         assert process.wait(200) != 0
-    assert "==> Rotated" not in (stack.folder / "rotation.log").read_text()
+    assert "==> Rotated" not in log.read_text()
+    assert lost or "The stack is as it was, with the old secrets." in log.read_text()
     assert settings(stack) == before
     works(stack, block)
 

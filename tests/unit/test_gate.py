@@ -1,6 +1,7 @@
 """The gate, with an engine behind it that writes down what reaches it."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from gate.policy import Policy
+from gate.policy import OWN_VOLUMES, Policy
+from tests.stack import PROJECT
 from tests.unit.gate import (
     IMAGE,
     NETWORK,
@@ -462,3 +464,11 @@ def test_without_an_engine_it_says_so(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense(key: str, value: str) -> None:
     with pytest.raises(ValueError, match=key):
         Policy.read(SETTINGS | {key: value})
+
+
+def test_every_volume_but_the_flows_own_is_closed_to_them() -> None:
+    names = set()
+    for file in ("docker-compose.yml", "proxy/tls.yml"):
+        section = (PROJECT / file).read_text().split("\nvolumes:\n")[1].split("\n\n")[0]
+        names |= {*re.findall(r"(?m)^  ([\w-]+):", section)}
+    assert names - {"data"} == {*OWN_VOLUMES}

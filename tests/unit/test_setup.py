@@ -124,7 +124,7 @@ def test_an_interrupted_script_finds_its_way_back_without_a_terminal(
         trap leave EXIT
         interruptible
         say ready
-        sleep 60
+        while :; do sleep 0.1; done
     """
     terminal, inside = os.openpty()
     with subprocess.Popen(
