@@ -63,7 +63,7 @@ LIMITED = """
 """
 # What a worker takes before its time (docker-compose.yml), it may lose as long before.
 PREFETCH_SECONDS = 30
-# How long both pools have for a slot after a fault, and everything for healing after the last.
+# How long both pools have for a slot after a fault, and healing after the last may get nowhere.
 BEAT_SECONDS, HEAL_SECONDS = 120, 180
 RUNS = """
 SELECT r.id::text, d.name, extract(epoch FROM r.expected_start_time)::float8, r.state_type::text,
@@ -382,11 +382,15 @@ class Campaign:
             if not FAULTS[last.fault].at_once:
                 until = max(until, last.over + PREFETCH_SECONDS)
         self.healed_until = until
+        counts, changed = "", until
         while True:
             verdict = self.verdict(until)
             seconds = time.time() - until
+            if str(verdict) != counts:
+                counts, changed = str(verdict), max(until, time.time())
             is_open = verdict.lost or verdict.stuck or verdict.left_over
-            if (seconds > 0 and not is_open) or self.ending.is_set() or seconds > HEAL_SECONDS:
+            in_vain = time.time() - changed > HEAL_SECONDS
+            if (seconds > 0 and not is_open) or self.ending.is_set() or in_vain:
                 break
             time.sleep(1)
         healed = f"healed after {seconds:.0f} s" if verdict.holds else "not healed"

@@ -291,15 +291,6 @@ def test_a_prefect_yaml_that_is_not_there(stack: Stack, first_run: dict[str, Any
     assert "unchanged" in stack.make("deploy")
 
 
-def test_verbs_of_a_stack_that_is_down_say_so(stack: Stack, first_run: dict[str, Any]) -> None:
-    stack.make("down")
-    for verb in ("status", "run", "deploy"):
-        output = stack.make(verb, code=2)
-        assert "FAIL  server" in output
-        assert "make up" in output
-    stack.make("up")
-
-
 @pytest.mark.parametrize("flow", ["", "x", "my flow"])
 def test_run_wants_a_flow_and_a_deployment(
     stack: Stack, first_run: dict[str, Any], flow: str
@@ -341,9 +332,15 @@ def test_another_login_is_taken_over_by_the_next_up(
     assert stack.runs(DAILY)
 
 
-def test_up_interrupted_half_way_and_started_again(stack: Stack, first_run: dict[str, Any]) -> None:
+def test_down_verbs_say_so_and_an_interrupted_up_can_be_started_again(
+    stack: Stack, first_run: dict[str, Any]
+) -> None:
     history = {run["id"] for run in stack.runs(DAILY)}
     stack.make("down")
+    for verb in ("status", "run", "deploy"):
+        output = stack.make(verb, code=2)
+        assert "FAIL  server" in output
+        assert "make up" in output
     for seconds in (1, 4, 9):
         process = subprocess.Popen(
             ["make", "up"],

@@ -297,13 +297,21 @@ def test_a_change_replaces_nothing_else(stack: Stack, first_run: dict[str, Any])
     assert others() == before
 
 
-def test_a_machine_that_cannot_have_the_rule_says_so(
+def test_down_leaves_nothing_and_a_machine_that_cannot_have_the_rule_says_so(
     stack: Stack, first_run: dict[str, Any]
 ) -> None:
     """Without the capability the kernel answers as one that has no packet filter."""
+    assert tables(stack) == [f"flows-{stack.port}"]
+    docker("kill", service(stack, "firewall"))
+    stack.make("down")
+    assert tables(stack) == []
+    # As a version without the firewall made it.
+    labels = (f"com.docker.compose.project={stack.project}", "com.docker.compose.network=flows")
+    flags = [flag for label in labels for flag in ("--label", label)]
+    docker("network", "create", *flags, stack.flows_network)
+
     override, setting = stack.folder / "powerless.yml", stack.folder / ".env"
     original = setting.read_text()
-    stack.make("down")
     override.write_text("services: {firewall: {cap_add: !reset []}}\n")
     files = f"COMPOSE_FILE=docker-compose.yml:{override.name}"
     setting.write_text(re.sub(r"(?m)^COMPOSE_FILE=.*", files, original))
@@ -319,26 +327,10 @@ def test_a_machine_that_cannot_have_the_rule_says_so(
         setting.write_text(original)
         override.unlink()
         stack.let_reach("")
-    assert tables(stack) == [f"flows-{stack.port}"]
+    text = '{{index .Options "com.docker.network.bridge.name"}}'
+    name = docker("network", "inspect", "--format", text, stack.flows_network).strip()
+    assert tables(stack) == [name]
 
 
 def running(container: str) -> bool:
     return docker("inspect", "--format", "{{.State.Running}}", container).strip() == "true"
-
-
-def test_down_leaves_nothing_and_a_network_of_before_is_made_anew(
-    stack: Stack, first_run: dict[str, Any]
-) -> None:
-    assert tables(stack) == [f"flows-{stack.port}"]
-    docker("kill", service(stack, "firewall"))
-    stack.make("down")
-    assert tables(stack) == []
-    # As a version without the firewall made it.
-    labels = (f"com.docker.compose.project={stack.project}", "com.docker.compose.network=flows")
-    flags = [flag for label in labels for flag in ("--label", label)]
-    docker("network", "create", *flags, stack.flows_network)
-    stack.make("up")
-    text = '{{index .Options "com.docker.network.bridge.name"}}'
-    name = docker("network", "inspect", "--format", text, stack.flows_network).strip()
-    assert tables(stack) == [name]
-    assert "everything is right" in stack.make("status")

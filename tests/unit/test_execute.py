@@ -1,5 +1,6 @@
 """What is made of a flow run whose process is gone."""
 
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
@@ -15,7 +16,7 @@ from prefect.states import (
     Scheduled,
     Suspended,
 )
-from prefect_fork.settle import OPEN, TAKEN_BY, is_open, is_ours, taken_by
+from prefect_fork.settle import OPEN, TAKEN_BY, age, is_open, is_ours, taken_by
 
 
 def run_in(state: State, retry_type: str | None = None) -> FlowRun:
@@ -49,6 +50,14 @@ def test_a_run_that_was_taken_again_is_not_ours(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(TAKEN_BY, taken_by(run))
     assert is_ours(run)
     assert not is_ours(again)
+
+
+@pytest.mark.parametrize("minutes", [-60, 60])
+def test_a_run_waits_for_its_process_by_whatever_clock(minutes: int) -> None:
+    """A server's that was an hour ahead when the run was taken has it taken in the future."""
+    when = datetime.now(UTC) + timedelta(minutes=minutes)
+    assert age(run_in(Pending().model_copy(update={"timestamp": when}))) > 3500
+    assert age(run_in(Pending())) < 5
 
 
 def test_the_question_for_open_runs_is_an_alternative() -> None:

@@ -154,10 +154,13 @@ def is_late(due: datetime | None) -> bool:
 
 
 def age(run: FlowRun) -> float:
-    """For how many seconds a run that was taken has been waiting for its process."""
+    """For how many seconds a run that was taken has been waiting for its process.
+
+    In the future it was taken by a clock that has been wrong: not just now, then.
+    """
     if run.state is None or not run.state.is_pending():
         return math.inf
-    return (datetime.now(UTC) - run.state.timestamp).total_seconds()
+    return abs((datetime.now(UTC) - run.state.timestamp).total_seconds())
 
 
 def taken_by(run: FlowRun) -> str:
