@@ -3,6 +3,10 @@
 # Postgres keeps the password that its volume was created with.
 set -eu
 
+if python schema.py 2>/dev/null; then
+  echo "The database has this server's schema."
+  exit
+fi
 if output=$(prefect server database upgrade --yes 2>&1); then
   echo "$output"
   exit
