@@ -66,7 +66,7 @@ venv: ## .venv with uv, tests and linters (activate it, or: .venv/bin/uv run …
 
 test: engine venv ## Every test, on stacks of their own
 	@setup/base-images.sh
-	@.venv/bin/pytest --numprocesses 2 --dist loadfile
+	@.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 chaos: engine venv ## Every fault three times, in half an hour; FAULT=server some, SOAK=60 (minutes) at random
 	@setup/base-images.sh

@@ -516,7 +516,7 @@ class Fault:
         inject: Brings it, and takes it away.
         instant: Does it take no time?
         at_once: Does it hit single runs, so that several can be hit at the same time?
-        quick: Is it one of the quick half?
+        quick: Is it one of those that `make test` has?
         gentle: May it come at any time, again and again, as in a soak?
     """
 
@@ -612,7 +612,7 @@ def _(c: Campaign) -> None:
         docker("exec", worker, "bash", "-c", f"kill -9 -- -{pid}")
 
 
-@fault("flow and workers killed together", instant=True, quick=True)
+@fault("flow and workers killed together", instant=True)
 def _(c: Campaign) -> None:
     [run] = c.mid_run()["docker"]
     c.kill(c.stack.container(run), *c.containers(*WORKERS))  # a forked run goes with its worker
@@ -657,7 +657,7 @@ def _(c: Campaign) -> None:
     c.kill(*c.containers("gate"))
 
 
-@fault("server killed", instant=True, quick=True)
+@fault("server killed", instant=True)
 def _(c: Campaign) -> None:
     c.mid_run()
     c.kill(*c.containers("server"))
@@ -692,7 +692,7 @@ def _(c: Campaign) -> None:
     c.compose("start", "postgres")
 
 
-@fault("Postgres restarted", quick=True)
+@fault("Postgres restarted")
 def _(c: Campaign) -> None:
     c.mid_run()
     c.begins()

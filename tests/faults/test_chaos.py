@@ -1,4 +1,4 @@
-"""Every slot done once, whatever breaks: see chaos.py. The full half is `make chaos`."""
+"""Every slot done once, whatever breaks: see chaos.py. `make test` has the quick faults."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def show(rows: list[Row], path: Path | None = None) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_the_quick_half(stack: Stack, first_run: dict[str, Any], tmp_path: Path) -> None:
+def test_the_quick_ones(stack: Stack, first_run: dict[str, Any], tmp_path: Path) -> None:
     """Each once, what is stopped for some seconds only."""
     with ledger(tmp_path) as found:
         campaign = Campaign(stack, found, outage=12)

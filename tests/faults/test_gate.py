@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.unit.gate import IMAGE, NETWORK, OURS, THEIRS, VOLUME, Call, create_body, gate
 
-EXAMPLES = int(os.environ.get("FUZZ", "5000"))  # of bodies and of paths, each
+EXAMPLES = int(os.environ.get("FUZZ", "2500"))  # of bodies and of paths, each
 MAX_MEMORY = 64 << 20  # of the gate's container (docker-compose.yml)
 
 # ── What may reach the engine ──

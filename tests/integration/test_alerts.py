@@ -114,7 +114,7 @@ def test_who_is_told_of_what(
     """Failed, crashed and late runs, once each; as Slack wants it; nobody waits for a webhook."""
     assert automations(stack) == []
     send_to(stack, env, "http://alerts:8000/json")
-    stack.make("up")
+    stack.make("deploy")
     assert automations(stack) == AUTOMATIONS, "updated in place, not doubled"
 
     late = stack.start(nobodys)

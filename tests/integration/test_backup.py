@@ -19,7 +19,7 @@ TICK = "cat-fact/on-demand"
 PASSPHRASE = {"BACKUP_PASSPHRASE": "correct horse, battery 'staple'"}
 ALERTS = {"ALERT_WEBHOOK_URL": "http://upstream:8000/api/activity"}  # so that there are automations
 PARTS = ("manifest", "env", "prefect.yaml", "database.dump", "data.tar")
-RUNS = 500
+RUNS = 200
 # The last one whose migrations this version's Prefect adds to, and what it runs with.
 OLD = "prefect==3.8.8 'fastapi<0.150' 'sqlalchemy<2.1'"
 # After the server's own image, so that all but the packages of then is the same, and cached.
