@@ -64,6 +64,7 @@ images: engine ## Build or pull every image
 venv: ## .venv with uv, tests and linters (activate it, or: .venv/bin/uv run …)
 	@setup/venv.sh .venv
 
+# Folder by folder: the unit tests, which are short, come last.
 test: engine venv ## Every test, on stacks of their own
 	@setup/base-images.sh
 	@.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -17,12 +17,18 @@ VERSIONS = "prefect/server/database/_migrations/versions/postgresql"
 
 
 def heads() -> set[str]:
-    """The revisions that no other one follows: alembic has both in each of its files."""
+    """The revisions that no other one follows: alembic has both in each of its files.
+
+    Raises:
+        ValueError: A file has them in another form.
+    """
     texts = [path.read_text() for path in Path(get_path("purelib"), VERSIONS).glob("*.py")]
 
     def named(key: str) -> set[str]:
-        return {name for text in texts for name in re.findall(rf'(?m)^{key} = "(\w+)"', text)}
+        return {name for text in texts for name in re.findall(rf'(?m)^{key} = "(\w+)"$', text)}
 
+    if not texts or len(named("revision")) != len(texts):
+        raise ValueError(f"expected a revision in each of {VERSIONS}'s files")
     return named("revision") - named("down_revision")
 
 

@@ -292,7 +292,6 @@ def test_a_change_replaces_nothing_else(stack: Stack, first_run: dict[str, Any])
         stack.make("up")
         assert others() == before
     finally:
-        path.write_text(original)
         stack.let_reach("")
 
 
@@ -302,19 +301,19 @@ def test_down_leaves_nothing_and_a_machine_that_cannot_have_the_rule_says_so(
     """Without the capability the kernel answers as one that has no packet filter."""
     assert tables(stack) == [f"flows-{stack.port}"]
     docker("kill", service(stack, "firewall"))
-    stack.make("down")
-    assert tables(stack) == []
-    # As a version without the firewall made it.
-    labels = (f"com.docker.compose.project={stack.project}", "com.docker.compose.network=flows")
-    flags = [flag for label in labels for flag in ("--label", label)]
-    docker("network", "create", *flags, stack.flows_network)
-
     override, setting = stack.folder / "powerless.yml", stack.folder / ".env"
     original = setting.read_text()
-    override.write_text("services: {firewall: {cap_add: !reset []}}\n")
-    files = f"COMPOSE_FILE=docker-compose.yml:{override.name}"
-    setting.write_text(re.sub(r"(?m)^COMPOSE_FILE=.*", files, original))
+    stack.make("down")
     try:
+        assert tables(stack) == []
+        # As a version without the firewall made it.
+        project = f"com.docker.compose.project={stack.project}"
+        labels = ("--label", project, "--label", "com.docker.compose.network=flows")
+        docker("network", "create", *labels, stack.flows_network)
+
+        override.write_text("services: {firewall: {cap_add: !reset []}}\n")
+        files = f"COMPOSE_FILE=docker-compose.yml:{override.name}"
+        setting.write_text(re.sub(r"(?m)^COMPOSE_FILE=.*", files, original))
         output = stack.make("up", code=2)
         assert "FAIL  packet filter" in output
         assert "HOST_PORTS=all in .env" in output
@@ -322,13 +321,15 @@ def test_down_leaves_nothing_and_a_machine_that_cannot_have_the_rule_says_so(
         setting.write_text(setting.read_text().replace("HOST_PORTS=", "HOST_PORTS=all"))
         stack.make("up")
         assert "everything is right" in stack.make("status")
+        assert tables(stack) == []
     finally:
         setting.write_text(original)
-        override.unlink()
-        stack.let_reach("")
+        override.unlink(missing_ok=True)
+        stack.make("up")
     text = '{{index .Options "com.docker.network.bridge.name"}}'
     name = docker("network", "inspect", "--format", text, stack.flows_network).strip()
     assert tables(stack) == [name]
+    assert "everything is right" in stack.make("status")
 
 
 def running(container: str) -> bool:

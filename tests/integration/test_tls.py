@@ -111,51 +111,13 @@ class TlsStack(Stack):
         path.write_text("\n".join(lines) + "\n")
 
 
-def certificate(folder: Path, name: str = HOST, days: int = 1, ca: str = "a company's CA") -> Path:
-    """Writes a certificate and its key, as one would get them, and its CA's (ca.crt).
-
-    Args:
-        folder: Where to; made if it isn't there.
-        name: Whose certificate.
-        days: For how long.
-        ca: Who the CA says it is.
-    """
-    keys = {subject: ec.generate_private_key(ec.SECP256R1()) for subject in (ca, name)}
-
-    def signed(subject: str) -> bytes:
-        def named(text: str) -> x509.Name:
-            return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-        now, is_ca = datetime.now(UTC), subject == ca
-        builder = (
-            x509.CertificateBuilder(named(ca), named(subject), keys[subject].public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=10))
-            .not_valid_after(now + timedelta(days=days))
-            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        )
-        made = builder.sign(keys[ca], hashes.SHA256())
-        return made.public_bytes(serialization.Encoding.PEM)
-
-    folder.mkdir(exist_ok=True)
-    (folder / "ca.crt").write_bytes(signed(ca))
-    (folder / "fullchain.pem").write_bytes(signed(name))
-    key = folder / "privkey.pem"
-    key.touch(0o600)
-    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    key.write_bytes(keys[name].private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def stack(_our_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsStack]:
     stack = TlsStack(tmp_path_factory.mktemp("tls"), f"test-{secrets.token_hex(3)}")
     try:
-        certificate(stack.folder / "mine")
-        stack.ca = stack.folder / "mine/ca.crt"
-        output = stack.make("up", env=stack.settings | {"TLS_CERTIFICATE": "mine"})
+        output = stack.make("up", env=stack.settings)
         assert f"UI         {stack.url}\n" in output
+        stack.ca.write_text(stack.own_ca())
         yield stack
         stack.make("destroy", env={"YES": "1"})
         assert left_behind(stack.project) == []
@@ -171,107 +133,7 @@ def plain_port_is_closed(stack: Stack) -> bool:
     return False
 
 
-# ── Certificates of others ──
-
-
-def test_a_certificate_of_ones_own(stack: TlsStack) -> None:
-    assert stack.issuer() == "CN=a company's CA"
-    assert stack.ask("GET", "/api/ready").status_code == 200
-    assert plain_port_is_closed(stack)
-
-    # Renewed: the next `make up` takes it.
-    certificate(stack.folder / "mine", ca="the CA's successor")
-    stack.make("up")
-    assert stack.issuer() == "CN=the CA's successor"
-
-
-# What reaches HOST:443 reaches the proxy, as on a machine that is on the internet.
-FORWARD = """
-import asyncio
-
-async def pump(reader, writer):
-    while data := await reader.read(65536):
-        writer.write(data)
-    writer.close()
-
-async def forward(reader, writer):
-    there, back = await asyncio.open_connection("proxy", 8443)
-    await asyncio.gather(pump(reader, back), pump(there, writer))
-
-async def main():
-    async with await asyncio.start_server(forward, port=443) as server:
-        await server.serve_forever()
-
-asyncio.run(main())
-"""
-ACME = """{
-	auto_https disable_redirects
-	skip_install_trust
-	storage file_system /data
-}
-https://acme.test:8443 {
-	tls internal
-	acme_server
-}
-"""
-
-
-@contextmanager
-def beside(
-    stack: Stack, name: str, image: str, *command: str, user: str = "10001"
-) -> Iterator[str]:
-    """A container on the proxy's network, under a name there; its id."""
-    where = ("--network", f"{stack.project}_front", "--network-alias", name)
-    env = ("--env", "HOME=/tmp", "--env", "TLS_CERTIFICATE=")
-    image = f"{stack.project}-{image}:local"
-    container = docker("run", "--detach", *where, *env, "--user", user, image, *command).strip()
-    try:
-        yield container
-    finally:
-        docker("rm", "--force", container)
-
-
-def written(container: str, path: str) -> str | None:
-    """A file in a container, as soon as it is there."""
-    done = subprocess.run(
-        ["docker", "exec", container, "cat", path], capture_output=True, text=True
-    )
-    return done.stdout if done.returncode == 0 else None
-
-
-def test_an_automatic_certificate(stack: TlsStack) -> None:
-    write = 'echo "$0" >/tmp/Caddyfile && exec caddy run --config /tmp/Caddyfile'
-    with (
-        beside(stack, "acme.test", "proxy", "sh", "-c", write, ACME) as acme,
-        beside(stack, HOST, "server", "python", "-c", FORWARD, user="0"),
-    ):
-        root = eventually(
-            "the ACME server's CA",
-            30,
-            lambda: written(acme, ROOT),
-        )
-        # A company's ACME server, whose CA this machine trusts.
-        stack.ca = stack.folder / "acme.crt"
-        stack.ca.write_text(root)
-        bundle = stack.folder / "bundle.crt"
-        bundle.write_text(Path(settings_of(stack.folder / ".env")["CA_BUNDLE"]).read_text() + root)
-        stack.set(TLS_CERTIFICATE=DIRECTORY, CA_BUNDLE=str(bundle))
-        stack.make("up")
-        assert "Caddy Local Authority" in stack.issuer()
-        assert stack.ask("GET", "/api/ready").status_code == 200
-        assert plain_port_is_closed(stack)
-
-
 # ── The stack's own CA ──
-
-
-def test_its_own_ca(stack: TlsStack) -> None:
-    """What it gets without a certificate or an address of somebody else's."""
-    stack.set(TLS_CERTIFICATE="")
-    stack.make("up")
-    stack.ca = stack.folder / "ca.crt"
-    stack.ca.write_text(stack.own_ca())
-    assert stack.ask("GET", "/api/ready").status_code == 200
 
 
 def test_https_is_all_there_is(stack: TlsStack) -> None:
@@ -412,10 +274,144 @@ def test_an_upgrade_goes_back_to_the_same_files(stack: TlsStack) -> None:
     assert any(line.startswith("proxy ") for line in services[0])
 
 
-def test_the_ca_stays_the_same_and_off(stack: TlsStack) -> None:
-    command = ("docker", "compose", "up", "--detach", "--wait", "--force-recreate", "proxy")
-    assert stack.run(*command).returncode == 0
-    assert stack.own_ca() == stack.ca.read_text()
+# ── Certificates of other kinds ──
+
+
+def certificate(folder: Path, name: str = HOST, days: int = 1, ca: str = "a company's CA") -> Path:
+    """Writes a certificate and its key, as one would get them, and its CA's (ca.crt).
+
+    Args:
+        folder: Where to; made if it isn't there.
+        name: Whose certificate.
+        days: For how long.
+        ca: Who the CA says it is.
+    """
+    keys = {subject: ec.generate_private_key(ec.SECP256R1()) for subject in (ca, name)}
+
+    def signed(subject: str) -> bytes:
+        def named(text: str) -> x509.Name:
+            return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+        now, is_ca = datetime.now(UTC), subject == ca
+        builder = (
+            x509.CertificateBuilder(named(ca), named(subject), keys[subject].public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=10))
+            .not_valid_after(now + timedelta(days=days))
+            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        )
+        made = builder.sign(keys[ca], hashes.SHA256())
+        return made.public_bytes(serialization.Encoding.PEM)
+
+    folder.mkdir(exist_ok=True)
+    (folder / "ca.crt").write_bytes(signed(ca))
+    (folder / "fullchain.pem").write_bytes(signed(name))
+    key = folder / "privkey.pem"
+    key.touch(0o600)
+    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    key.write_bytes(keys[name].private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain))
+    return folder
+
+
+def test_a_certificate_of_ones_own(stack: TlsStack) -> None:
+    folder = certificate(stack.folder / "mine")
+    stack.set(TLS_CERTIFICATE="mine")
+    stack.make("up")
+    stack.ca = folder / "ca.crt"
+    assert stack.issuer() == "CN=a company's CA"
+    assert stack.ask("GET", "/api/ready").status_code == 200
+    assert plain_port_is_closed(stack)
+
+    # Renewed: the next `make up` takes it.
+    certificate(folder, ca="the CA's successor")
+    stack.make("up")
+    assert stack.issuer() == "CN=the CA's successor"
+
+
+# What reaches HOST:443 reaches the proxy, as on a machine that is on the internet.
+FORWARD = """
+import asyncio
+
+async def pump(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.close()
+
+async def forward(reader, writer):
+    there, back = await asyncio.open_connection("proxy", 8443)
+    await asyncio.gather(pump(reader, back), pump(there, writer))
+
+async def main():
+    async with await asyncio.start_server(forward, port=443) as server:
+        await server.serve_forever()
+
+asyncio.run(main())
+"""
+ACME = """{
+	auto_https disable_redirects
+	skip_install_trust
+	storage file_system /data
+}
+https://acme.test:8443 {
+	tls internal
+	acme_server
+}
+"""
+
+
+@contextmanager
+def beside(
+    stack: Stack, name: str, image: str, *command: str, user: str = "10001"
+) -> Iterator[str]:
+    """A container on the proxy's network, under a name there; its id."""
+    where = ("--network", f"{stack.project}_front", "--network-alias", name)
+    env = ("--env", "HOME=/tmp", "--env", "TLS_CERTIFICATE=")
+    image = f"{stack.project}-{image}:local"
+    container = docker("run", "--detach", *where, *env, "--user", user, image, *command).strip()
+    try:
+        yield container
+    finally:
+        docker("rm", "--force", container)
+
+
+def written(container: str, path: str) -> str | None:
+    """A file in a container, as soon as it is there."""
+    done = subprocess.run(
+        ["docker", "exec", container, "cat", path], capture_output=True, text=True
+    )
+    return done.stdout if done.returncode == 0 else None
+
+
+def test_an_automatic_certificate(stack: TlsStack) -> None:
+    write = 'echo "$0" >/tmp/Caddyfile && exec caddy run --config /tmp/Caddyfile'
+    with (
+        beside(stack, "acme.test", "proxy", "sh", "-c", write, ACME) as acme,
+        beside(stack, HOST, "server", "python", "-c", FORWARD, user="0"),
+    ):
+        root = eventually(
+            "the ACME server's CA",
+            30,
+            lambda: written(acme, ROOT),
+        )
+        # A company's ACME server, whose CA this machine trusts.
+        stack.ca = stack.folder / "acme.crt"
+        stack.ca.write_text(root)
+        bundle = stack.folder / "bundle.crt"
+        bundle.write_text(Path(settings_of(stack.folder / ".env")["CA_BUNDLE"]).read_text() + root)
+        stack.set(TLS_CERTIFICATE=DIRECTORY, CA_BUNDLE=str(bundle))
+        stack.make("up")
+        assert "Caddy Local Authority" in stack.issuer()
+        assert stack.ask("GET", "/api/ready").status_code == 200
+        assert plain_port_is_closed(stack)
+
+
+def test_back_to_the_same_ca_and_off(stack: TlsStack) -> None:
+    before = (stack.folder / "ca.crt").read_text()
+    stack.set(TLS_CERTIFICATE="")
+    stack.make("up")
+    assert stack.own_ca() == before
+    stack.ca = stack.folder / "ca.crt"
     assert stack.ask("GET", "/api/ready").status_code == 200
 
     stack.set(TLS_HOST="")

@@ -136,11 +136,14 @@ class FollowsEvents(Worker):
     ) -> None:
         """Sets a run Crashed that ended badly, but not one that is settled: it may begin anew.
 
-        What can't be told now is found later. An error would end the worker and all its runs. So is
-        a run that was being taken while the server went away: nothing of it has begun.
+        What can't be told now is found later, and so is a run that couldn't be taken because server
+        or database was away: nothing of it has begun. An error here would end the worker and all
+        its runs.
         """
-        error = sys.exception()  # by which it couldn't be submitted, if so
-        if isinstance(error, httpx.TransportError):
+        error = sys.exception()  # by which it couldn't be taken, if so
+        if isinstance(error, httpx.TransportError) or (
+            isinstance(error, httpx.HTTPStatusError) and error.response.is_server_error
+        ):
             logger.warning("Flow run %s is left to the next look: %s", flow_run.name, error)
             return
         try:

@@ -156,7 +156,7 @@ def is_late(due: datetime | None) -> bool:
 def age(run: FlowRun) -> float:
     """For how many seconds a run that was taken has been waiting for its process.
 
-    In the future it was taken by a clock that has been wrong: not just now, then.
+    A time in the future is that of a clock that was wrong: by whatever, it wasn't taken just now.
     """
     if run.state is None or not run.state.is_pending():
         return math.inf
