@@ -169,7 +169,9 @@ def bodies(draw: st.DrawFn) -> bytes:
         match draw(st.integers(0, 6)):
             case 6:  # what is allowed, so that much passes
                 owner, key, value = draw(st.sampled_from(ALLOWED))
-                (body[owner] if owner else body)[key] = value
+                holder = body.get(owner) if owner else body
+                if isinstance(holder, dict):  # nothing else has taken its place
+                    holder[key] = value
             case 0 if known:
                 place[draw(st.sampled_from(known))] = draw(values)
             case 1 if known:
