@@ -6,6 +6,7 @@ The rules are told here once more, in another way than the gate's own.
 import json
 import os
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,9 @@ SPELLINGS = (
 keys = st.builds(
     lambda key, spell: spell(key), st.sampled_from(KEYS), st.sampled_from(SPELLINGS)
 ) | st.sampled_from(KEYS)
-values = st.sampled_from(VALUES) | st.recursive(
-    st.sampled_from(VALUES),
+a_value = st.sampled_from(VALUES).map(deepcopy)  # what becomes a part of a body is changed later
+values = a_value | st.recursive(
+    a_value,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
     max_leaves=5,
 )
@@ -168,7 +170,7 @@ def bodies(draw: st.DrawFn) -> bytes:
         known = [key for key in place if key != "HostConfig"]
         match draw(st.integers(0, 6)):
             case 6:  # what is allowed, so that much passes
-                owner, key, value = draw(st.sampled_from(ALLOWED))
+                owner, key, value = draw(st.sampled_from(ALLOWED).map(deepcopy))
                 holder = body.get(owner) if owner else body
                 if isinstance(holder, dict):  # nothing else has taken its place
                     holder[key] = value
