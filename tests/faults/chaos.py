@@ -6,7 +6,6 @@ fault that hit its slot. In a soak it heals while the next fault is on, but for 
 """
 
 import contextlib
-import math
 import os
 import random
 import re
@@ -64,8 +63,7 @@ LIMITED = """
 """
 # What a worker takes before its time (docker-compose.yml), it may lose as long before.
 PREFETCH_SECONDS = 30
-# How long both pools have to do a slot after a fault; how long healing may go on without one that
-# was lost being done.
+# How long both pools have for a slot after a fault, and everything for healing after the last.
 BEAT_SECONDS, HEAL_SECONDS = 120, 180
 RUNS = """
 SELECT r.id::text, d.name, extract(epoch FROM r.expected_start_time)::float8, r.state_type::text,
@@ -384,15 +382,11 @@ class Campaign:
             if not FAULTS[last.fault].at_once:
                 until = max(until, last.over + PREFETCH_SECONDS)
         self.healed_until = until
-        fewest, better = math.inf, until
         while True:
             verdict = self.verdict(until)
             seconds = time.time() - until
-            if len(verdict.lost) < fewest:  # which the ledger alone says: it always answers
-                fewest, better = len(verdict.lost), max(until, time.time())
             is_open = verdict.lost or verdict.stuck or verdict.left_over
-            in_vain = time.time() - better > HEAL_SECONDS
-            if (seconds > 0 and not is_open) or self.ending.is_set() or in_vain:
+            if (seconds > 0 and not is_open) or self.ending.is_set() or seconds > HEAL_SECONDS:
                 break
             time.sleep(1)
         healed = f"healed after {seconds:.0f} s" if verdict.holds else "not healed"

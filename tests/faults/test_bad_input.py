@@ -319,7 +319,7 @@ def test_a_database_password_that_the_volume_does_not_know_and_another_login(
     assert "FAIL  database password" in output
     assert "the password that the database volume was created with" in output
 
-    another = f"admin:{secrets.token_urlsafe(18)}"
+    another = f"someone:{secrets.token_urlsafe(18)}"
     env.write_text(env.read_text().replace(login, another))
     assert another in stack.make("up")
     assert {run["id"] for run in stack.runs(DAILY)} == history

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,6 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from tests.reach import address, gateway, outcomes
 from tests.stack import ACTIVITY_URL, DAILY, Stack, docker, settings_of
 
 NOTHING = "00000000-0000-0000-0000-000000000000"
@@ -312,38 +310,3 @@ def test_a_flow_container_is_given_the_least_that_works(stack: Stack, flow_conta
         "PREFECT_API_AUTH_STRING",
         "password",
     }
-
-
-# ── What a flow reaches ──────────────────────────────────────────────────────────────────────────
-
-REFUSALS = {"gaierror", "TimeoutError", "ConnectionRefusedError", "OSError"}
-
-
-def test_a_flow_reaches_the_api_and_what_it_calls_and_nothing_else_here(
-    stack: Stack, flow_container: str
-) -> None:
-    host = gateway(stack.flows_network)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        wheres = [
-            ("server", 4200),
-            ("upstream", 8000),
-            ("postgres", 5432),
-            (address(stack, "postgres", "backend"), 5432),
-            ("gate", 2375),
-            ("worker", 8080),
-            ("fork-worker", 8080),
-            # The host: the engine's ports, what the stack publishes, what listens for itself alone.
-            *((host, port) for port in (2375, 2376, 2377, 5432)),
-            (host, stack.port),
-            (host, int(stack.settings["UPSTREAM_PORT"])),
-            (host, listener.getsockname()[1]),
-        ]
-        found = outcomes(flow_container, wheres)
-    reached = [where for where, how in found.items() if how == "reached"]
-    assert reached == [("server", 4200), ("upstream", 8000)]
-    assert set(found.values()) <= REFUSALS | {"reached"}
-
-
-def test_a_flow_has_no_socket_of_the_engines(flow_container: str) -> None:
-    output = docker("exec", flow_container, "find", "/run", "/var/run/", "/tmp", "-type", "s")  # noqa: S108
-    assert output == ""
