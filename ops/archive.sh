@@ -32,10 +32,13 @@ patiently() {
   wait "$child"
 }
 
+# Compose and `docker stop` each send a signal. The second one, too, ends a `wait`; but the child has
+# to get through with its cleaning up, because what is left running in a container is killed.
 leave() {
+  uninterruptible
   if [ -n "$child" ]; then
     kill -- "-$child" 2>/dev/null || true
-    wait "$child" || true
+    while kill -0 "$child" 2>/dev/null; do wait "$child" || true; done
   fi
   exit 130
 }
@@ -46,7 +49,7 @@ write_backup() {
   flock --nonblock 9 || die "backup" "no other one going on" "one" "wait for its end, then: make backup"
   rm -rf /backups/.making.* # what a power cut left
   work=/backups/.making.$BASHPID
-  trap 'rm -rf "$work"' EXIT # before there is anything to remove
+  trap 'uninterruptible; rm -rf "$work"' EXIT # before there is anything to remove
   mkdir "$work"
   chown --reference=/backups "$work"
 

@@ -12,6 +12,7 @@ backups_folder
 container=$(setting COMPOSE_PROJECT_NAME)-backup-$$
 # Compose, itself interrupted, doesn't always pass that on.
 leave() {
+  uninterruptible
   docker stop "$container" >/dev/null 2>&1 || true
   docker rm --force "$container" >/dev/null 2>&1 || true
   say "Interrupted; no backup was written." >&2

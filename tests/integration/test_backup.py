@@ -1,5 +1,6 @@
 """Upgrade, backup, restore: all is there afterwards, nothing runs twice, no failure does harm."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.stack import ACTIVITY_URL, DAILY, Stack, eventually, left_behind
+from tests.stack import ACTIVITY_URL, DAILY, Stack, docker, eventually, left_behind
 
 TICK = "cat-fact/on-demand"
 PASSPHRASE = {"BACKUP_PASSPHRASE": "correct horse, battery 'staple'"}
@@ -250,6 +251,14 @@ def interrupted(stack: Stack, *args: str, when: Callable[[str], bool]) -> None:
         assert process.wait(90) != 0, output.read_text()
 
 
+@contextlib.contextmanager
+def dump_waits(stack: Stack) -> Iterator[None]:
+    """A backup doesn't get beyond its dump, which waits for a lock."""
+    with stack.database() as database, database.cursor() as cursor:
+        cursor.execute("LOCK TABLE flow_run_state IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
 def leftovers(stack: Stack) -> list[str]:
     """What is in backups/ of a backup or a restore that hasn't ended."""
     return [path.name for path in (stack.folder / "backups").glob(".*")]
@@ -343,6 +352,23 @@ def test_a_days_backup_is_made_and_old_ones_go(stack: Stack) -> None:
     assert "backup" not in stack.run("docker", "compose", "ps", "--services").stdout.split()
 
 
+def test_more_signals_let_the_first_one_clean_up(stack: Stack) -> None:
+    with dump_waits(stack):
+        once = ("--no-deps", "backup", "once")
+        name = stack.run("docker", "compose", "run", "--rm", "--detach", *once).stdout.split()[-1]
+        [folder] = eventually("a backup being made", 30, lambda: leftovers(stack) or None)
+        job = folder.removeprefix(".making.")
+        # Many, so that one comes at every moment; what cleans up begins when all have come.
+        many = f"""
+            main=$(cut --delimiter=' ' --fields=4 /proc/{job}/stat)
+            kill -s STOP -{job}
+            for _ in {{1..200}}; do kill -s INT $main; done
+            sleep 1
+            kill -s CONT -{job}"""
+        docker("exec", name, "bash", "-c", many)
+        eventually("nothing left of it", 30, lambda: leftovers(stack) == [] or None)
+
+
 def test_interrupted_or_refused_it_leaves_everything_as_it_was(stack: Stack) -> None:
     completed = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
     count = stack.api("POST", "/flow_runs/count", completed)
@@ -357,10 +383,8 @@ def test_interrupted_or_refused_it_leaves_everything_as_it_was(stack: Stack) -> 
     finally:
         stack.sql(f"UPDATE alembic_version SET version_num = '{revision}'")  # noqa: S608
 
-    # The dump waits for the lock.
     present = sorted(os.listdir(stack.folder / "backups"))
-    with stack.database() as database, database.cursor() as cursor:
-        cursor.execute("LOCK TABLE flow_run_state IN ACCESS EXCLUSIVE MODE")
+    with dump_waits(stack):
         interrupted(stack, "backup", when=lambda _: leftovers(stack) != [])
     eventually("nothing left of it", 30, lambda: leftovers(stack) == [] or None)
     assert sorted(os.listdir(stack.folder / "backups")) == present
