@@ -20,12 +20,14 @@ GATE_LABEL = "prefect-stack.gate"  # what the gate has made: its value, the flow
 OWN_VOLUMES = ("postgres-data", "gate", "server", "proxy")  # of the stack, closed to flows
 # The image has them of the service that it was built for, which Compose would take this to be.
 COMPOSE_LABELS = dict.fromkeys(("com.docker.compose.project", "com.docker.compose.service"), "")
-MEMORY, PIDS, MAX_PIDS = 1 << 30, 512, 4096
+LEAST_MEMORY, MEMORY = 6 << 20, 1 << 30  # the engine takes no less
+PIDS, MAX_PIDS = 512, 4096
 # A quarter of the server's (docker-compose.yml): a flow that loads must not delay one that runs.
 CPU_SHARES = 512
 OOM_SCORE = 500  # where the machine's memory runs out, a flow goes before Postgres or sshd does
 SAME = ("Image", "Cmd", "Entrypoint", "Env", "WorkingDir")  # what is passed on as it is
 TMPFS = {"/tmp": "mode=1777,size=256m"}  # noqa: S108  # in the container
+BYTES = "bytes from {} to {}"
 UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -357,10 +359,10 @@ def _mounted(what: str, value: Any, policy: Policy) -> None:
             raise Refused(what, "nothing but paths", options)
 
 
-def _amount(low: int, high: Callable[[Policy], int], name: str) -> Rule:
+def _amount(low: int, high: Callable[[Policy], int], name: str, expected: str) -> Rule:
     def rule(what: str, value: Any, policy: Policy) -> int:
         if type(value) is not int or not low <= value <= high(policy):
-            raise Refused(name, f"a number from {low} to {high(policy)}", value)
+            raise Refused(name, expected.format(low, high(policy)), value)
         return value
 
     return rule
@@ -401,8 +403,6 @@ def _networks(what: str, value: Any, policy: Policy) -> None:
             raise Refused(what, "nothing but the network's name", options)
 
 
-MEMORY_LIMIT = _amount(6 << 20, lambda policy: policy.max_memory, "mem_limit")
-
 # Docker's client sends the fields of `_unset`, too, with nothing in them.
 TOP: dict[str, Rule] = {
     "Image": _image,
@@ -433,9 +433,13 @@ TOP: dict[str, Rule] = {
 HOST: dict[str, Rule] = {
     "NetworkMode": _network,
     "Binds": _binds,
-    "Memory": MEMORY_LIMIT,
-    "MemorySwap": _amount(6 << 20, lambda policy: max(policy.max_memory, MEMORY), "memswap_limit"),
-    "PidsLimit": _amount(1, lambda _: MAX_PIDS, "pids_limit"),
+    "Memory": _amount(
+        LEAST_MEMORY, lambda policy: policy.max_memory, "mem_limit", f"{BYTES} (FLOW_MAX_MEMORY)"
+    ),
+    "MemorySwap": _amount(
+        LEAST_MEMORY, lambda policy: max(policy.max_memory, MEMORY), "memswap_limit", BYTES
+    ),
+    "PidsLimit": _amount(1, lambda _: MAX_PIDS, "pids_limit", "a number from {} to {}"),
     "Tmpfs": _tmpfs,
     "ReadonlyRootfs": _flag,
     "Init": _flag,

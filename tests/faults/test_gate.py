@@ -21,6 +21,7 @@ MAX_MEMORY = 64 << 20  # of the gate's container (docker-compose.yml)
 
 # ── What may reach the engine ──
 
+LOOK = r"/v1\.44/containers/[0-9a-f]{64}/json"
 READS = rf"/v1\.44/(_ping|version|containers/json\?.*|containers/{OURS}/(json|logs(\?[\w=&.]*)?))"
 WRITES = rf"/v1\.44/containers/{OURS}/(start|wait|stop|kill)(\?(condition|t|signal)=[\w-]+)?"
 IMAGES = (
@@ -54,7 +55,7 @@ def assert_within(call: Call) -> None:
     if call.method == "POST" and call.path.startswith("/v1.44/containers/create"):
         assert re.fullmatch(r"/v1\.44/containers/create(\?name=flow-[\w.-]+)?", call.path, re.A)
         assert_bounded(json.loads(call.body))
-    elif call.method == "GET" and call.path == f"/v1.44/containers/{THEIRS}/json":
+    elif call.method == "GET" and re.fullmatch(LOOK, call.path, re.A):
         pass  # the look at whose it is
     elif call.method == "GET":
         assert re.fullmatch(f"{READS}|{IMAGES}", call.path, re.A), call
@@ -216,6 +217,7 @@ NEEDED = [
     ("POST", f"/containers/{OURS}/stop?t=1"), ("POST", f"/containers/{OURS}/kill?signal=SIGTERM"),
     ("DELETE", f"/containers/{OURS}"), ("GET", f"/images/{IMAGE}/json"),
     ("POST", "/images/create?fromImage=history&tag=1"), ("POST", f"/containers/{THEIRS}/stop"),
+    ("POST", f"/containers/{OURS[:12] + THEIRS[12:]}/stop"),
 ]  # fmt: skip
 
 
@@ -251,6 +253,9 @@ def test_nothing_outside_the_policy_passes(tmp_path: Path) -> None:
             assert status < 500, opened.log.read_text()[-2000:]
             for call in reached:
                 assert_within(call)
+                if re.fullmatch(LOOK, call.path, re.A) and OURS not in call.path:
+                    # What the gate itself found out, and no one else is told.
+                    assert (status, len(reached)) == (403, 1)
             sent["made"] += any("/create" in call.path for call in reached)
             sent["passed" if reached else "refused"] += 1
             reached.clear()

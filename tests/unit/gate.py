@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -77,7 +78,7 @@ class Call:
 
 @dataclass
 class Engine:
-    """Writes down what it is asked, and has two containers: `OURS` and `THEIRS`."""
+    """Writes down what it is asked, and has every container: `OURS`, and others of theirs."""
 
     calls: list[Call] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)  # what `wait` waits for
@@ -129,10 +130,9 @@ class Engine:
         """Status and body."""
         if path.startswith("/v1.44/containers/create"):
             return 201, {"Id": OURS, "Warnings": []}
-        if path.startswith(f"/v1.44/containers/{OURS}/json"):
-            return 200, {"Id": OURS, "Config": {"Labels": {"prefect-stack.gate": NETWORK}}}
-        if path.startswith(f"/v1.44/containers/{THEIRS}/json"):
-            return 200, {"Id": THEIRS, "Config": {"Labels": {"prefect-stack.gate": "other_flows"}}}
+        if found := re.match(r"/v1\.44/containers/([0-9a-f]{64})/json", path):
+            owner = NETWORK if found[1] == OURS else "other_flows"
+            return 200, {"Id": found[1], "Config": {"Labels": {"prefect-stack.gate": owner}}}
         if path.startswith("/v1.44/containers/json"):
             return 200, []
         if path.startswith("/v1.44/images/") and path.endswith("/json"):

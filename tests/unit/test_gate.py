@@ -228,6 +228,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_a_refusal_of_memory_names_the_setting(opened: Gate) -> None:
+    status, said = ask(opened, create_body(Memory=5 << 30))
+    assert status == 403
+    assert "bytes from 6291456 to 4294967296 (FLOW_MAX_MEMORY)" in said["message"]
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_refused(opened: Gate, case: str) -> None:
     body, named = REFUSED[case]
