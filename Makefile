@@ -69,14 +69,14 @@ test: engine venv ## Every test, on stacks of their own
 	@setup/base-images.sh
 	@.venv/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-chaos: engine venv ## Every fault three times, in half an hour; FAULT=server some, SOAK=60 (minutes) at random
+chaos: engine venv ## Every fault three times, in 30 to 45 minutes; FAULT=server some, SOAK=60 (minutes) at random
 	@setup/base-images.sh
 	@.venv/bin/pytest -m chaos -s tests/faults/test_chaos.py
 
-bench: engine ## Measure this stack beside stock Prefect and a bare container, in 15 minutes
+bench: engine ## Measure this stack beside stock Prefect and a bare container, in 15 minutes; MINUTES=30 on slow cores
 	@setup/venv.sh .venv --group bench
 	@setup/base-images.sh
-	@.venv/bin/python -m bench
+	@.venv/bin/python -m bench $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: engine venv ## ruff, mypy, shellcheck, hadolint, yamllint, uv.lock, the Compose file
 	.venv/bin/ruff check

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CalledProcessError
 from types import FrameType
@@ -35,13 +36,25 @@ def main() -> int:
     """Measures; returns the exit code."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a trial with few runs")
-    quick = parser.parse_args().quick
+    parser.add_argument(
+        "--minutes",
+        type=int,
+        default=FULL.minutes,
+        help="more time for a slow machine, or much of it is dropped (default: %(default)s)",
+    )
+    asked = parser.parse_args()
+    quick = asked.quick
+    if asked.minutes < FULL.minutes:
+        parser.error(
+            f"--minutes: expected {FULL.minutes} or more, found {asked.minutes}; "
+            "fewer measurements: python -m bench --quick"
+        )
     # A user's own settings must not lead the bench to the user's own stack.
     for key in [*settings_of(PROJECT / ".env.example"), "COMPOSE_FILE", "COMPOSE_PROFILES"]:
         os.environ.pop(key, None)
     signal.signal(signal.SIGTERM, interrupt)
     start = time.monotonic()
-    sizes = QUICK if quick else FULL
+    sizes = QUICK if quick else replace(FULL, minutes=asked.minutes)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     machine, code = Machine(folder, sizes), 1
@@ -54,11 +67,10 @@ def main() -> int:
         code = 1 if late else 0
         measured = True
     except Problem as problem:
-        warn(f"  FAIL  bench\n{problem}")
+        fail(problem, machine)
     except (AssertionError, CalledProcessError, RequestException, psycopg2.Error) as error:
         found = f"{error}\n{getattr(error, 'stderr', None) or ''}".strip()
-        warn(f"  FAIL  bench\nexpected: the stacks to do as they are told\nfound:    {found}")
-        warn("next:     mend that, then: make bench")
+        fail(Problem("the stacks to do as they are told", found), machine)
     except KeyboardInterrupt:
         warn("\nInterrupted.")
         code = 130
@@ -77,6 +89,13 @@ def write(machine: Machine, results: Path, quick: bool, console: Console) -> Non
     picture = results / PICTURE.name if quick else PICTURE
     draw(machine.figures, machine.sizes.burst, picture)
     console.print(f"Written: {results.relative_to(PROJECT)}/, {picture.relative_to(PROJECT)}")
+
+
+def fail(problem: Problem, machine: Machine) -> None:
+    """Says what ended the bench, and where the stacks' logs and runs are now."""
+    warn(f"  FAIL  bench\n{problem}")
+    for folder in machine.leave_evidence():
+        warn(f"evidence: {folder.relative_to(PROJECT)}/")
 
 
 def interrupt(number: int, _frame: FrameType | None) -> None:

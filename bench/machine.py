@@ -14,7 +14,7 @@ from bench.figures import Figures
 from bench.meter import CHILDREN, FLOWS, OTHERS, Cgroups, Part, Reading, by_part, rates, read, work
 from bench.sizes import Sizes
 from bench.stacks import FORK_WORKER, BenchStack, group_name, hold
-from tests.stack import docker
+from tests.stack import EVIDENCE, docker
 
 FLOOR: Part = ("floor", FLOWS)
 # What a bare container asks of the upstream, with the flow's own library.
@@ -113,6 +113,15 @@ class Machine:
         """Begins to remove stock, which has been measured, while ours goes on."""
         self.leaving = self.pool.submit(self.stock.remove_all)
         self.watched = {part: path for part, path in self.watched.items() if part[0] != "stock"}
+
+    def leave_evidence(self) -> list[Path]:
+        """Writes what the stacks that began have to say, each to a folder; returns these."""
+        folders = []
+        for stack in self.stacks:
+            if (stack.folder / ".env").exists():
+                stack.leave_evidence(folder := EVIDENCE / stack.project)
+                folders.append(folder)
+        return folders
 
     def remove(self) -> list[str]:
         """Removes all of it; returns what is left all the same."""

@@ -154,7 +154,10 @@ def carry_out(
                 console.print(f"  --    {step.name}: dropped, there is no time left for it")
             elif now > deadline:
                 late.append(step.name)
-                console.print(f"  FAIL  {step.name}: the time is over; quiet the machine")
+                console.print(
+                    f"  FAIL  {step.name}: the time is over; quiet the machine, "
+                    "or give it more: make bench MINUTES=…"
+                )
             else:
                 progress.update(bar, description=step.name)
                 note = step.act()

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.stack import DAILY, PROJECT, Stack, bystanders, left_behind, settings_of
-
-EVIDENCE = PROJECT / "test-evidence"
+from tests.stack import DAILY, EVIDENCE, PROJECT, Stack, bystanders, left_behind, settings_of
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -20,6 +20,7 @@ from psycopg2.extensions import connection
 from testcontainers.compose import DockerCompose
 
 PROJECT = Path(__file__).parent.parent
+EVIDENCE = PROJECT / "test-evidence"
 DAILY = "suggest-activity/daily"
 ACTIVITY_URL = "http://upstream:8000/api/activity"  # as flow containers see it
 T = TypeVar("T")
@@ -217,18 +218,15 @@ class Stack:
         found: dict[str, Any] = self.api("GET", f"/deployments/name/{name}")
         return found
 
-    def runs(self, name: str) -> list[dict[str, Any]]:
-        """A deployment's runs that began, the newest first."""
-        deployment_id = self.deployment(name)["id"]
-        found: list[dict[str, Any]] = self.api(
-            "POST",
-            "/flow_runs/filter",
-            {
-                "deployments": {"id": {"any_": [deployment_id]}},
-                "flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}},
-                "sort": "START_TIME_DESC",
-            },
-        )
+    def runs(self, name: str | None = None) -> list[dict[str, Any]]:
+        """The runs that began, of all deployments or of one, the newest first; at most 200."""
+        asked: dict[str, Any] = {
+            "flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}},
+            "sort": "START_TIME_DESC",
+        }
+        if name:
+            asked["deployments"] = {"id": {"any_": [self.deployment(name)["id"]]}}
+        found: list[dict[str, Any]] = self.api("POST", "/flow_runs/filter", asked)
         return found
 
     def start(
@@ -311,10 +309,10 @@ class Stack:
         """Writes service logs, `compose ps` and the last runs with states and logs to a folder."""
         folder.mkdir(parents=True)
         for name in ("ps --all", "logs --timestamps", "config --no-interpolate", "version"):
-            output = self.run("docker", "compose", *name.split()).stdout
+            output = self.run("docker", "compose", "--ansi", "never", *name.split()).stdout
             (folder / f"{name.split()[0]}.txt").write_text(output)
         try:
-            runs = self.api("POST", "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 10})
+            runs = self.runs()[:10]
             for run in runs:
                 run["states"] = self.api("GET", f"/flow_run_states/?flow_run_id={run['id']}")
                 run["logs"] = self.logs(run["id"]).splitlines()

@@ -87,6 +87,7 @@ def test_run(ui: Page) -> None:
     expect(ui).to_have_url(re.compile("range="))
     # Tests that were quicker may have filled the first page.
     ui.get_by_placeholder("Search by flow run name").fill(RUN_NAME)
+    expect(ui).to_have_url(re.compile(f"flow-run-search={RUN_NAME}"))
     link = ui.get_by_role("link", name=RUN_NAME, exact=True)
     expect(
         ui.get_by_role("listitem").filter(has=link).filter(has_text="Completed")

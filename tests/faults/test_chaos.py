@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import EVIDENCE
 from tests.faults.chaos import FAULTS, Campaign, Row, lane, ledger, say
-from tests.stack import PROJECT, Stack
+from tests.stack import EVIDENCE, PROJECT, Stack
 
 RESULTS = PROJECT / "bench/results"
 ENGINE = [name for name in FAULTS if "engine" in name]
