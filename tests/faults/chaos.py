@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -27,6 +27,7 @@ from typing import Any
 import requests
 
 from tests.faults.ledger import (
+    NOTING_SECONDS,
     Container,
     Entry,
     Ledger,
@@ -158,6 +159,7 @@ class Row:
     early: int = 0
     stuck: int = 0
     left_over: int = 0
+    redone: int = 0
     late: int = 0
     unmarked: int = 0
     alive: list[float] = field(default_factory=list)
@@ -167,7 +169,7 @@ class Row:
     def __str__(self) -> str:
         """A line of the table."""
         counts = (self.times, self.hit, self.lost, self.doubled, self.early, self.stuck)
-        more = (self.left_over, self.late, self.unmarked)
+        more = (self.left_over, self.redone, self.late, self.unmarked)
         numbers = "".join(f"{number:9}" for number in (*counts, *more))
         line = f"{self.fault:44}{numbers}  {spread(self.alive):>13}  {spread(self.settled):>13}"
         return "\n    ".join([line, *self.errors])
@@ -181,8 +183,10 @@ class Row:
     @staticmethod
     def head() -> str:
         """The table's first line."""
-        names = "    times      hit     lost  doubled    early    stuck left-over    late unmarked"
-        return f"{'fault':44}{names}   runs again s      settled s"
+        counts = ("times", "hit", "lost", "doubled", "early", "stuck")
+        more = ("left-over", "redone", "late", "unmarked")
+        names = "".join(f"{name:>9}" for name in (*counts, *more))
+        return f"{'fault':44}{names}  {'runs again s':>13}  {'settled s':>13}"
 
 
 def spread(seconds: list[float]) -> str:
@@ -209,6 +213,7 @@ class Campaign:
         self.repetition = 0
         self.healed_until = 0.0
         self._extra: list[Slot] = []
+        self._kills: list[tuple[float, str]] = []
         self._notes = 0
         self._project = stack.folder / "prefect.yaml"
         self._original = self._project.read_text()
@@ -248,9 +253,10 @@ class Campaign:
         """How many runs are to be hit at once."""
         return self.injections[-1].times
 
-    def begins(self) -> None:
-        """Notes that the fault comes now."""
+    def begins(self, *killed: str) -> None:
+        """Notes that the fault comes now, and kills the flows of these pools."""
         self.injections[-1].begun = time.time()
+        self._kills += [(time.time(), f"ledger/{name}") for name in killed]
 
     def compose(self, *args: str) -> None:
         """`docker compose …` in the stack's folder."""
@@ -261,10 +267,10 @@ class Campaign:
         """The ids of services' containers."""
         return self.stack.run("docker", "compose", "ps", "--quiet", *services).stdout.split()
 
-    def kill(self, *containers: str) -> None:
-        """SIGKILL for all processes of these containers at once."""
+    def kill(self, *containers: str, flows: Sequence[str] = ()) -> None:
+        """SIGKILL for all processes of these containers, flows of these pools among them."""
         armed = [Armed(container) for container in containers]
-        self.begins()
+        self.begins(*flows)
         for shell in armed:
             shell.fire()
         for shell in armed:
@@ -432,7 +438,7 @@ class Campaign:
         with contextlib.suppress(Exception):
             runs = self.runs()
             containers = self.flow_containers()
-        return check(self.slots(until), self.ledger.entries(), runs, containers)
+        return check(self.slots(until), self.ledger.entries(), runs, containers, self._kills)
 
     def report(self, verdict: Verdict, until: float) -> list[Row]:
         """The table; prints what is broken.
@@ -455,7 +461,8 @@ class Campaign:
             rows[injection.fault].errors += [injection.error] if injection.error else []
             if injection.alive is not None:
                 rows[injection.fault].alive.append(injection.alive)
-        for slot in sorted(set(self.slots(until)) | set(verdict.doubled) | set(verdict.early)):
+        odd = {*verdict.doubled, *verdict.redone, *verdict.early}
+        for slot in sorted({*odd, *self.slots(until)}):
             written, taken = histories[slot]
             begin = min([slot.due, *(run.taken for run in taken if run.taken)])
             ends = [entry.at for entry in written if entry.event == "end"]
@@ -470,6 +477,7 @@ class Campaign:
             row.early += slot in verdict.early
             row.stuck += slot in stuck
             row.left_over += len({run.id for run in taken} & left_over)
+            row.redone += slot in verdict.redone
             row.late += slot in verdict.late
             row.unmarked += slot in verdict.unmarked
             if hit:
@@ -481,7 +489,7 @@ class Campaign:
                 ]
                 over = max(slot.due, *(i.over for i in hits if i.over <= ended), hit.begun)
                 settled[id(hit)] = max(settled.get(id(hit), 0), ended - over)
-            if slot in {*verdict.lost, *verdict.doubled, *verdict.early, *stuck}:
+            if slot in {*odd, *verdict.lost, *stuck}:
                 self._tell(slot, hit, written, taken)
         for injection in self.injections:
             if id(injection) in settled:
@@ -496,7 +504,7 @@ class Campaign:
     ) -> None:
         """Prints a slot's whole history."""
         fault = f"{hit.fault}, {clock(hit.begun)} to {clock(hit.over)}" if hit else "no fault"
-        say(f"broken: {slot.deployment} due {clock(slot.due)}, first hit by {fault}")
+        say(f"{slot.deployment} due {clock(slot.due)}, first hit by {fault}")
         for entry in written:
             print(f"    ledger {clock(entry.at)} {entry.event} {entry.run} {entry.execution[:8]}")
         for run in runs:
@@ -547,7 +555,7 @@ def _(c: Campaign) -> None:
 
     with contextlib.suppress(AssertionError):  # one that was killed never ends
         eventually("nothing is running", 10, look)
-    c.kill(*c.containers(*WORKERS))
+    c.kill(*c.containers(*WORKERS), flows=["fork"])
 
 
 @fault("workers killed between Pending and create", instant=True, quick=True)
@@ -568,7 +576,7 @@ def _(c: Campaign) -> None:
                 if name in armed:
                     armed[name].fire()
                     fired.append(armed.pop(name))
-                    c.begins()
+                    c.begins(*{"fork"} & {name})  # a container would go on
             time.sleep(0.002)
     for shell in [*fired, *armed.values()]:
         shell.close()
@@ -578,13 +586,13 @@ def _(c: Campaign) -> None:
 @fault("workers killed mid-run", instant=True, quick=True)
 def _(c: Campaign) -> None:
     c.mid_run()
-    c.kill(*c.containers(*WORKERS))
+    c.kill(*c.containers(*WORKERS), flows=["fork"])
 
 
 @fault("workers killed during a burst of 10", instant=True)
 def _(c: Campaign) -> None:
     c.burst()
-    c.kill(*c.containers(*WORKERS))
+    c.kill(*c.containers(*WORKERS), flows=["fork"])
 
 
 @fault("workers cut off the network")
@@ -605,7 +613,7 @@ def _(c: Campaign) -> None:
     runs = c.mid_run()
     containers = [c.stack.container(run) for run in runs["docker"]]
     processes = [c.process(run) for run in runs["fork"]]
-    c.begins()
+    c.begins(*POOLS)
     docker("kill", *containers)
     for worker, pid in processes:
         docker("exec", worker, "bash", "-c", f"kill -9 -- -{pid}")
@@ -614,7 +622,8 @@ def _(c: Campaign) -> None:
 @fault("flow and workers killed together", instant=True)
 def _(c: Campaign) -> None:
     [run] = c.mid_run()["docker"]
-    c.kill(c.stack.container(run), *c.containers(*WORKERS))  # a forked run goes with its worker
+    # A forked run goes with its worker.
+    c.kill(c.stack.container(run), *c.containers(*WORKERS), flows=POOLS)
 
 
 @fault("flow out of memory", at_once=True, quick=True)
@@ -727,8 +736,9 @@ def _(c: Campaign) -> None:
     c.compose("stop", "server")
     try:
         c.wrote("end", slots)
-        time.sleep(1)  # the flow's last line wrote it
-        c.kill(c.stack.container(runs["docker"][1]), *c.containers("fork-worker"))
+        time.sleep(NOTING_SECONDS)
+        flow = c.stack.container(runs["docker"][1])
+        c.kill(flow, *c.containers("fork-worker"), flows=["fork"])
     finally:
         c.compose("start", "server")
 
@@ -744,7 +754,7 @@ def _(c: Campaign) -> None:
     scale(c, 2 + c.repetition % 2)
     try:
         c.mid_run()
-        c.kill(*(c.containers(service)[0] for service in WORKERS))
+        c.kill(*(c.containers(service)[0] for service in WORKERS), flows=["fork"])
     finally:
         c._wait_for_beat(time.time())
         scale(c, 1)
@@ -776,7 +786,7 @@ def _(c: Campaign) -> None:
 def _(c: Campaign) -> None:
     c.mid_run()
     flows = [container.id for container in c.flow_containers() if container.running]
-    c.begins()
+    c.begins(*POOLS)
     docker("kill", *flows, *c.containers())
     c.stack.make("up")
 

@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +16,9 @@ from pathlib import Path
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 # From then on the server calls a run late (docker-compose.yml), and so does the checker.
 LATE_SECONDS = 30.0
+# A flow that is killed so soon after its last line may not have got to having its end noted
+# (`prefect_fork.execute.done`), and nothing can tell it from one that is killed within that line.
+NOTING_SECONDS = 1.0
 
 
 @dataclass(frozen=True, order=True)
@@ -84,11 +87,12 @@ class Container:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which slots break which rule; `late` ones break none, but have to be known as such.
+    """Which slots break which rule; `redone` and `late` ones break none, but have to be known.
 
     Attributes:
         lost: No execution has completed.
         doubled: The executions that completed, where that is more than one.
+        redone: The same, where all but the last were killed as they ended.
         early: By how many seconds the first line ran before its time.
         stuck: Runs past their time and in no final state.
         left_over: Containers of runs that have ended, and ended containers.
@@ -101,6 +105,7 @@ class Verdict:
     early: dict[Slot, float] = field(default_factory=dict)
     stuck: list[Run] = field(default_factory=list)
     left_over: list[Container] = field(default_factory=list)
+    redone: dict[Slot, list[str]] = field(default_factory=dict)
     late: dict[Slot, float] = field(default_factory=dict)
     unmarked: list[Slot] = field(default_factory=list)
 
@@ -129,6 +134,7 @@ def check(
     entries: Iterable[Entry],
     runs: Iterable[Run],
     containers: Iterable[Container],
+    kills: Sequence[tuple[float, str]] = (),
 ) -> Verdict:
     """Holds what happened against what had to happen.
 
@@ -137,16 +143,20 @@ def check(
         entries: The whole ledger; a line that was written twice counts once.
         runs: The runs that were due, and any others.
         containers: Those that exist now.
+        kills: When running flows were killed, in seconds since the epoch, and of which deployment.
 
     Returns:
         What isn't as it should be; of slots that weren't due, nothing is lost.
     """
-    starts, ends = defaultdict(list), defaultdict(set)
+    starts: dict[Slot, list[float]] = defaultdict(list)
+    ends: dict[Slot, dict[str, float]] = defaultdict(dict)
     for entry in entries:
         if entry.event == "start":
             starts[entry.slot].append(entry.at)
         elif entry.event == "end":
-            ends[entry.slot].add(entry.execution)
+            ends[entry.slot][entry.execution] = entry.at
+    more = {slot: found for slot, found in ends.items() if len(found) > 1}
+    redone = {slot: found for slot, found in more.items() if killed_as_it_ended(slot, found, kills)}
     due = sorted(set(slots))
     known = {run.id: run for run in runs}
     marked = {run.slot for run in known.values() if run.late}
@@ -157,7 +167,7 @@ def check(
     }
     return Verdict(
         lost=[slot for slot in due if slot not in ends],
-        doubled={slot: sorted(found) for slot, found in ends.items() if len(found) > 1},
+        doubled={slot: sorted(found) for slot, found in more.items() if slot not in redone},
         early={slot: slot.due - min(at) for slot, at in starts.items() if min(at) < slot.due},
         stuck=[run for run in known.values() if run.slot in due and run.state not in FINAL],
         left_over=[
@@ -167,8 +177,26 @@ def check(
             or container.run not in known
             or known[container.run].state in FINAL
         ],
+        redone={slot: sorted(found) for slot, found in redone.items()},
         late=late,
         unmarked=[slot for slot in late if slot not in marked],
+    )
+
+
+def killed_as_it_ended(
+    slot: Slot, ends: Mapping[str, float], kills: Sequence[tuple[float, str]]
+) -> bool:
+    """Were all executions of a slot but the last killed as they ended?
+
+    Args:
+        slot: What they were executions of.
+        ends: When each ended, in seconds since the epoch.
+        kills: As `check` takes them.
+    """
+    killed = [when for when, deployment in kills if deployment == slot.deployment]
+    return all(
+        any(abs(when - end) <= NOTING_SECONDS for when in killed)
+        for end in sorted(ends.values())[:-1]
     )
 
 

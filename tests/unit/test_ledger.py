@@ -1,6 +1,7 @@
 """The checker finds what it is there for, and nothing else."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -49,10 +50,12 @@ def verdict(
     entries: list[Entry] | None = None,
     found: list[Run] | None = None,
     containers: list[Container] | None = None,
+    kills: Sequence[tuple[float, str]] = (),
 ) -> Verdict:
     """Of a history in which everything not named went well."""
     return check(
-        SLOTS, GOOD if entries is None else entries, found or runs(SLOTS), containers or []
+        *(SLOTS, GOOD if entries is None else entries, found or runs(SLOTS)),
+        *(containers or [], kills),
     )
 
 
@@ -89,6 +92,22 @@ def test_a_slot_that_completed_twice_is_doubled() -> None:
     assert list(verdict([*GOOD, *by_another_run]).doubled) == [SLOTS[1]]
     nobodys = Slot(1015, NAME)
     assert list(verdict([*GOOD, *execution(nobodys), *execution(nobodys)]).doubled) == [nobodys]
+
+
+def test_what_was_killed_as_it_ended_is_redone() -> None:
+    end, again = GOOD[3].at, execution(SLOTS[1], late=5)
+    entries = [*GOOD, *again]
+    for when in (end + 0.9, end - 0.1):
+        found = verdict(entries, kills=[(when, NAME)])
+        assert (list(found.redone), found.doubled) == ([SLOTS[1]], {})
+        assert found.holds
+        assert "1 redone" in str(found)
+    for when, name in ((end + 1.1, NAME), (end, "ledger/fork"), (again[1].at, NAME)):
+        found = verdict(entries, kills=[(when, name)])
+        assert (found.redone, list(found.doubled)) == ({}, [SLOTS[1]])
+    third = execution(SLOTS[1], late=9)
+    assert list(verdict([*entries, *third], kills=[(end, NAME)]).doubled) == [SLOTS[1]]
+    assert verdict([*entries, *third], kills=[(end, NAME), (again[1].at, NAME)]).holds
 
 
 def test_a_retry_of_what_did_not_end_and_a_line_written_twice_are_not_doubled() -> None:
