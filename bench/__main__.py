@@ -35,8 +35,9 @@ PICTURE = PROJECT / "docs" / "images" / "bench.svg"
 def main() -> int:
     """Measures; returns the exit code."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a trial with few runs")
-    parser.add_argument(
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="a trial with few runs")
+    extent.add_argument(
         "--minutes",
         type=int,
         default=FULL.minutes,

@@ -115,9 +115,9 @@ class Machine:
         self.watched = {part: path for part, path in self.watched.items() if part[0] != "stock"}
 
     def leave_evidence(self) -> list[Path]:
-        """Writes what the stacks that began have to say, each to a folder; returns these."""
+        """Writes what the stacks that are up have to say, each to a folder; returns these."""
         folders = []
-        for stack in self.stacks:
+        for stack in [self.ours] if self.leaving else self.stacks:
             if (stack.folder / ".env").exists():
                 stack.leave_evidence(folder := EVIDENCE / stack.project)
                 folders.append(folder)

@@ -20,7 +20,7 @@ GATE_LABEL = "prefect-stack.gate"  # what the gate has made: its value, the flow
 OWN_VOLUMES = ("postgres-data", "gate", "server", "proxy")  # of the stack, closed to flows
 # The image has them of the service that it was built for, which Compose would take this to be.
 COMPOSE_LABELS = dict.fromkeys(("com.docker.compose.project", "com.docker.compose.service"), "")
-LEAST_MEMORY, MEMORY = 6 << 20, 1 << 30  # the engine takes no less
+MEMORY, LEAST_MEMORY = 1 << 30, 6 << 20  # with less, the engine makes no container
 PIDS, MAX_PIDS = 512, 4096
 # A quarter of the server's (docker-compose.yml): a flow that loads must not delay one that runs.
 CPU_SHARES = 512

@@ -10,7 +10,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -218,15 +218,18 @@ class Stack:
         found: dict[str, Any] = self.api("GET", f"/deployments/name/{name}")
         return found
 
-    def runs(self, name: str | None = None) -> list[dict[str, Any]]:
-        """The runs that began, of all deployments or of one, the newest first; at most 200."""
-        asked: dict[str, Any] = {
-            "flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}},
-            "sort": "START_TIME_DESC",
-        }
-        if name:
-            asked["deployments"] = {"id": {"any_": [self.deployment(name)["id"]]}}
-        found: list[dict[str, Any]] = self.api("POST", "/flow_runs/filter", asked)
+    def runs(self, name: str) -> list[dict[str, Any]]:
+        """A deployment's runs that began, the newest first."""
+        deployment_id = self.deployment(name)["id"]
+        found: list[dict[str, Any]] = self.api(
+            "POST",
+            "/flow_runs/filter",
+            {
+                "deployments": {"id": {"any_": [deployment_id]}},
+                "flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}},
+                "sort": "START_TIME_DESC",
+            },
+        )
         return found
 
     def start(
@@ -312,7 +315,9 @@ class Stack:
             output = self.run("docker", "compose", "--ansi", "never", *name.split()).stdout
             (folder / f"{name.split()[0]}.txt").write_text(output)
         try:
-            runs = self.runs()[:10]
+            due = {"expected_start_time": {"before_": f"{datetime.now(UTC):%FT%TZ}"}}
+            asked = {"flow_runs": due, "sort": "EXPECTED_START_TIME_DESC", "limit": 10}
+            runs = self.api("POST", "/flow_runs/filter", asked)
             for run in runs:
                 run["states"] = self.api("GET", f"/flow_run_states/?flow_run_id={run['id']}")
                 run["logs"] = self.logs(run["id"]).splitlines()

@@ -30,6 +30,7 @@ from tests.faults.ledger import (
     NOTING_SECONDS,
     Container,
     Entry,
+    Kill,
     Ledger,
     Run,
     Slot,
@@ -213,7 +214,7 @@ class Campaign:
         self.repetition = 0
         self.healed_until = 0.0
         self._extra: list[Slot] = []
-        self._kills: list[tuple[float, str]] = []
+        self._kills: list[Kill] = []
         self._notes = 0
         self._project = stack.folder / "prefect.yaml"
         self._original = self._project.read_text()
@@ -253,10 +254,16 @@ class Campaign:
         """How many runs are to be hit at once."""
         return self.injections[-1].times
 
-    def begins(self, *killed: str) -> None:
-        """Notes that the fault comes now, and kills the flows of these pools."""
+    def begins(self) -> None:
+        """Notes that the fault comes now."""
         self.injections[-1].begun = time.time()
-        self._kills += [(time.time(), f"ledger/{name}") for name in killed]
+
+    @contextlib.contextmanager
+    def killing(self, *pools: str) -> Iterator[None]:
+        """Notes that flows of these pools are killed meanwhile."""
+        begun = time.time()
+        yield
+        self._kills += [Kill(f"ledger/{name}", begun, time.time()) for name in pools]
 
     def compose(self, *args: str) -> None:
         """`docker compose …` in the stack's folder."""
@@ -267,14 +274,15 @@ class Campaign:
         """The ids of services' containers."""
         return self.stack.run("docker", "compose", "ps", "--quiet", *services).stdout.split()
 
-    def kill(self, *containers: str, flows: Sequence[str] = ()) -> None:
-        """SIGKILL for all processes of these containers, flows of these pools among them."""
+    def kill(self, *containers: str, pools: Sequence[str] = ()) -> None:
+        """SIGKILL for all processes of these containers; `pools` are those with flows in there."""
         armed = [Armed(container) for container in containers]
-        self.begins(*flows)
-        for shell in armed:
-            shell.fire()
-        for shell in armed:
-            shell.close()
+        self.begins()
+        with self.killing(*pools):
+            for shell in armed:
+                shell.fire()
+            for shell in armed:
+                shell.close()
 
     def add(self, name: str, seconds: float = 0, **options: Any) -> tuple[Slot, str]:
         """One more run of a pool, in so many seconds; `options` are those of `Stack.start`.
@@ -441,7 +449,7 @@ class Campaign:
         return check(self.slots(until), self.ledger.entries(), runs, containers, self._kills)
 
     def report(self, verdict: Verdict, until: float) -> list[Row]:
-        """The table; prints what is broken.
+        """The table; prints what is broken or redone.
 
         Each slot counts for the first fault that hit it, and took so long to settle from the last
         time on that this fault hit it, or any that takes services away.
@@ -490,7 +498,9 @@ class Campaign:
                 over = max(slot.due, *(i.over for i in hits if i.over <= ended), hit.begun)
                 settled[id(hit)] = max(settled.get(id(hit), 0), ended - over)
             if slot in {*odd, *verdict.lost, *stuck}:
-                self._tell(slot, hit, written, taken)
+                rule = "redone" if slot in verdict.redone else "broken"
+                say(f"{rule}: {slot.deployment} due {clock(slot.due)}")
+                self._tell(hit, written, taken)
         for injection in self.injections:
             if id(injection) in settled:
                 rows[injection.fault].settled.append(settled[id(injection)])
@@ -499,12 +509,10 @@ class Campaign:
             rows["none"].left_over += container.run not in {run.id for run in runs}
         return list(rows.values())
 
-    def _tell(
-        self, slot: Slot, hit: Injection | None, written: list[Entry], runs: list[Run]
-    ) -> None:
+    def _tell(self, hit: Injection | None, written: list[Entry], runs: list[Run]) -> None:
         """Prints a slot's whole history."""
         fault = f"{hit.fault}, {clock(hit.begun)} to {clock(hit.over)}" if hit else "no fault"
-        say(f"{slot.deployment} due {clock(slot.due)}, first hit by {fault}")
+        print(f"    first hit by {fault}")
         for entry in written:
             print(f"    ledger {clock(entry.at)} {entry.event} {entry.run} {entry.execution[:8]}")
         for run in runs:
@@ -555,7 +563,7 @@ def _(c: Campaign) -> None:
 
     with contextlib.suppress(AssertionError):  # one that was killed never ends
         eventually("nothing is running", 10, look)
-    c.kill(*c.containers(*WORKERS), flows=["fork"])
+    c.kill(*c.containers(*WORKERS), pools=["fork"])
 
 
 @fault("workers killed between Pending and create", instant=True, quick=True)
@@ -574,9 +582,10 @@ def _(c: Campaign) -> None:
             cursor.execute(query)
             for (name,) in cursor.fetchall():
                 if name in armed:
-                    armed[name].fire()
+                    with c.killing(*(["fork"] if name == "fork" else [])):
+                        armed[name].fire()
                     fired.append(armed.pop(name))
-                    c.begins(*{"fork"} & {name})  # a container would go on
+                    c.begins()
             time.sleep(0.002)
     for shell in [*fired, *armed.values()]:
         shell.close()
@@ -586,13 +595,13 @@ def _(c: Campaign) -> None:
 @fault("workers killed mid-run", instant=True, quick=True)
 def _(c: Campaign) -> None:
     c.mid_run()
-    c.kill(*c.containers(*WORKERS), flows=["fork"])
+    c.kill(*c.containers(*WORKERS), pools=["fork"])
 
 
 @fault("workers killed during a burst of 10", instant=True)
 def _(c: Campaign) -> None:
     c.burst()
-    c.kill(*c.containers(*WORKERS), flows=["fork"])
+    c.kill(*c.containers(*WORKERS), pools=["fork"])
 
 
 @fault("workers cut off the network")
@@ -613,7 +622,7 @@ def _(c: Campaign) -> None:
     runs = c.mid_run()
     containers = [c.stack.container(run) for run in runs["docker"]]
     processes = [c.process(run) for run in runs["fork"]]
-    c.begins(*POOLS)
+    c.begins()
     docker("kill", *containers)
     for worker, pid in processes:
         docker("exec", worker, "bash", "-c", f"kill -9 -- -{pid}")
@@ -623,7 +632,7 @@ def _(c: Campaign) -> None:
 def _(c: Campaign) -> None:
     [run] = c.mid_run()["docker"]
     # A forked run goes with its worker.
-    c.kill(c.stack.container(run), *c.containers(*WORKERS), flows=POOLS)
+    c.kill(c.stack.container(run), *c.containers(*WORKERS), pools=["fork"])
 
 
 @fault("flow out of memory", at_once=True, quick=True)
@@ -738,7 +747,7 @@ def _(c: Campaign) -> None:
         c.wrote("end", slots)
         time.sleep(NOTING_SECONDS)
         flow = c.stack.container(runs["docker"][1])
-        c.kill(flow, *c.containers("fork-worker"), flows=["fork"])
+        c.kill(flow, *c.containers("fork-worker"), pools=["fork"])
     finally:
         c.compose("start", "server")
 
@@ -754,7 +763,7 @@ def _(c: Campaign) -> None:
     scale(c, 2 + c.repetition % 2)
     try:
         c.mid_run()
-        c.kill(*(c.containers(service)[0] for service in WORKERS), flows=["fork"])
+        c.kill(*(c.containers(service)[0] for service in WORKERS), pools=["fork"])
     finally:
         c._wait_for_beat(time.time())
         scale(c, 1)
@@ -777,7 +786,8 @@ def _(c: Campaign) -> None:
 @fault("make down, make up across a slot", gentle=False)
 def _(c: Campaign) -> None:
     c.begins()
-    c.stack.make("down")
+    with c.killing("docker"):  # forked runs have time to end
+        c.stack.make("down")
     time.sleep(c.interval - time.time() % c.interval + 1)
     c.stack.make("up")
 
@@ -786,8 +796,9 @@ def _(c: Campaign) -> None:
 def _(c: Campaign) -> None:
     c.mid_run()
     flows = [container.id for container in c.flow_containers() if container.running]
-    c.begins(*POOLS)
-    docker("kill", *flows, *c.containers())
+    c.begins()
+    with c.killing(*POOLS):
+        docker("kill", *flows, *c.containers())
     c.stack.make("up")
 
 
@@ -795,7 +806,8 @@ def _(c: Campaign) -> None:
 def _(c: Campaign) -> None:
     c.mid_run()
     c.begins()
-    restart_engine(c.stack)
+    with c.killing("docker"):
+        restart_engine(c.stack)
 
 
 CLOCK = """

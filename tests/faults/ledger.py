@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -86,13 +86,22 @@ class Container:
 
 
 @dataclass(frozen=True)
+class Kill:
+    """A time, in seconds since the epoch, in which flows of a deployment were killed."""
+
+    deployment: str
+    begun: float
+    over: float
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Which slots break which rule; `redone` and `late` ones break none, but have to be known.
 
     Attributes:
         lost: No execution has completed.
         doubled: The executions that completed, where that is more than one.
-        redone: The same, where all but the last were killed as they ended.
+        redone: More than one, where all but the last were killed as they ended.
         early: By how many seconds the first line ran before its time.
         stuck: Runs past their time and in no final state.
         left_over: Containers of runs that have ended, and ended containers.
@@ -105,7 +114,7 @@ class Verdict:
     early: dict[Slot, float] = field(default_factory=dict)
     stuck: list[Run] = field(default_factory=list)
     left_over: list[Container] = field(default_factory=list)
-    redone: dict[Slot, list[str]] = field(default_factory=dict)
+    redone: list[Slot] = field(default_factory=list)
     late: dict[Slot, float] = field(default_factory=dict)
     unmarked: list[Slot] = field(default_factory=list)
 
@@ -134,7 +143,7 @@ def check(
     entries: Iterable[Entry],
     runs: Iterable[Run],
     containers: Iterable[Container],
-    kills: Sequence[tuple[float, str]] = (),
+    kills: Sequence[Kill] = (),
 ) -> Verdict:
     """Holds what happened against what had to happen.
 
@@ -143,20 +152,20 @@ def check(
         entries: The whole ledger; a line that was written twice counts once.
         runs: The runs that were due, and any others.
         containers: Those that exist now.
-        kills: When running flows were killed, in seconds since the epoch, and of which deployment.
+        kills: What was killed of running flows.
 
     Returns:
         What isn't as it should be; of slots that weren't due, nothing is lost.
     """
     starts: dict[Slot, list[float]] = defaultdict(list)
-    ends: dict[Slot, dict[str, float]] = defaultdict(dict)
+    ends: dict[Slot, dict[str, Entry]] = defaultdict(dict)
     for entry in entries:
         if entry.event == "start":
             starts[entry.slot].append(entry.at)
         elif entry.event == "end":
-            ends[entry.slot][entry.execution] = entry.at
+            ends[entry.slot][entry.execution] = entry
     more = {slot: found for slot, found in ends.items() if len(found) > 1}
-    redone = {slot: found for slot, found in more.items() if killed_as_it_ended(slot, found, kills)}
+    redone = [slot for slot, found in more.items() if killed_at_the_end(found.values(), kills)]
     due = sorted(set(slots))
     known = {run.id: run for run in runs}
     marked = {run.slot for run in known.values() if run.late}
@@ -177,26 +186,22 @@ def check(
             or container.run not in known
             or known[container.run].state in FINAL
         ],
-        redone={slot: sorted(found) for slot, found in redone.items()},
+        redone=redone,
         late=late,
         unmarked=[slot for slot in late if slot not in marked],
     )
 
 
-def killed_as_it_ended(
-    slot: Slot, ends: Mapping[str, float], kills: Sequence[tuple[float, str]]
-) -> bool:
-    """Were all executions of a slot but the last killed as they ended?
-
-    Args:
-        slot: What they were executions of.
-        ends: When each ended, in seconds since the epoch.
-        kills: As `check` takes them.
-    """
-    killed = [when for when, deployment in kills if deployment == slot.deployment]
+def killed_at_the_end(ends: Iterable[Entry], kills: Sequence[Kill]) -> bool:
+    """Are these of one run, all of whose executions but the last were killed as they ended?"""
+    *earlier, last = sorted(ends, key=lambda entry: entry.at)
     return all(
-        any(abs(when - end) <= NOTING_SECONDS for when in killed)
-        for end in sorted(ends.values())[:-1]
+        end.run == last.run
+        and any(
+            kill.deployment == end.deployment and kill.begun - NOTING_SECONDS <= end.at <= kill.over
+            for kill in kills
+        )
+        for end in earlier
     )
 
 

@@ -22,7 +22,7 @@ MAX_MEMORY = 64 << 20  # of the gate's container (docker-compose.yml)
 # ── What may reach the engine ──
 
 LOOK = r"/v1\.44/containers/[0-9a-f]{64}/json"
-READS = rf"/v1\.44/(_ping|version|containers/json\?.*|containers/{OURS}/(json|logs(\?[\w=&.]*)?))"
+READS = rf"/v1\.44/(_ping|version|containers/json\?.*|containers/{OURS}/logs(\?[\w=&.]*)?)"
 WRITES = rf"/v1\.44/containers/{OURS}/(start|wait|stop|kill)(\?(condition|t|signal)=[\w-]+)?"
 IMAGES = (
     r"/v1\.44/images/(stack-flow:local|history[:@][\w.:-]+|registry\.example:5000/team/etl:2)/json"

@@ -354,8 +354,10 @@ def test_a_days_backup_is_made_and_old_ones_go(stack: Stack) -> None:
 
 def test_more_signals_let_the_first_one_clean_up(stack: Stack) -> None:
     with dump_waits(stack):
-        once = ("--no-deps", "backup", "once")
-        name = stack.run("docker", "compose", "run", "--rm", "--detach", *once).stdout.split()[-1]
+        once = ("run", "--rm", "--detach", "--no-deps", "backup", "once")
+        begun = stack.run("docker", "compose", "--progress", "quiet", *once)
+        assert begun.returncode == 0, begun.stdout
+        name = begun.stdout.split()[-1]
         [folder] = eventually("a backup being made", 30, lambda: leftovers(stack) or None)
         job = folder.removeprefix(".making.")
         # Many, so that one comes at every moment; what cleans up begins when all have come.
@@ -365,7 +367,7 @@ def test_more_signals_let_the_first_one_clean_up(stack: Stack) -> None:
             for _ in {{1..200}}; do kill -s INT $main; done
             sleep 1
             kill -s CONT -{job}"""
-        docker("exec", name, "bash", "-c", many)
+        docker("exec", "--detach", name, "bash", "-c", many)  # it goes with the container
         eventually("nothing left of it", 30, lambda: leftovers(stack) == [] or None)
 
 

@@ -13,6 +13,7 @@ import requests
 from tests.faults.ledger import (
     Container,
     Entry,
+    Kill,
     Ledger,
     Run,
     Slot,
@@ -50,13 +51,11 @@ def verdict(
     entries: list[Entry] | None = None,
     found: list[Run] | None = None,
     containers: list[Container] | None = None,
-    kills: Sequence[tuple[float, str]] = (),
+    kills: Sequence[Kill] = (),
 ) -> Verdict:
     """Of a history in which everything not named went well."""
-    return check(
-        *(SLOTS, GOOD if entries is None else entries, found or runs(SLOTS)),
-        *(containers or [], kills),
-    )
+    entries = GOOD if entries is None else entries
+    return check(SLOTS, entries, found or runs(SLOTS), containers or [], kills)
 
 
 def test_slots_are_those_of_the_schedule_itself() -> None:
@@ -97,17 +96,21 @@ def test_a_slot_that_completed_twice_is_doubled() -> None:
 def test_what_was_killed_as_it_ended_is_redone() -> None:
     end, again = GOOD[3].at, execution(SLOTS[1], late=5)
     entries = [*GOOD, *again]
-    for when in (end + 0.9, end - 0.1):
-        found = verdict(entries, kills=[(when, NAME)])
-        assert (list(found.redone), found.doubled) == ([SLOTS[1]], {})
+    kill = Kill(NAME, end + 0.5, end + 3)
+    for fits in (kill, Kill(NAME, end + 0.9, end + 3), Kill(NAME, end - 9, end + 0.1)):
+        found = verdict(entries, kills=[fits])
+        assert (found.redone, found.doubled) == ([SLOTS[1]], {})
         assert found.holds
         assert "1 redone" in str(found)
-    for when, name in ((end + 1.1, NAME), (end, "ledger/fork"), (again[1].at, NAME)):
-        found = verdict(entries, kills=[(when, name)])
-        assert (found.redone, list(found.doubled)) == ({}, [SLOTS[1]])
-    third = execution(SLOTS[1], late=9)
-    assert list(verdict([*entries, *third], kills=[(end, NAME)]).doubled) == [SLOTS[1]]
-    assert verdict([*entries, *third], kills=[(end, NAME), (again[1].at, NAME)]).holds
+    before, after = Kill(NAME, end - 9, end - 0.1), Kill(NAME, end + 1.1, end + 3)
+    for other in (before, after, replace(kill, deployment="ledger/fork")):
+        found = verdict(entries, kills=[other])
+        assert (found.redone, list(found.doubled)) == ([], [SLOTS[1]])
+    of_two_runs = [*GOOD, *execution(SLOTS[1], run="other", late=5)]
+    assert list(verdict(of_two_runs, kills=[kill]).doubled) == [SLOTS[1]]
+    three = [*entries, *execution(SLOTS[1], late=9)]
+    assert list(verdict(three, kills=[kill]).doubled) == [SLOTS[1]]
+    assert verdict(three, kills=[kill, Kill(NAME, again[1].at, again[1].at)]).holds
 
 
 def test_a_retry_of_what_did_not_end_and_a_line_written_twice_are_not_doubled() -> None:
