@@ -171,8 +171,8 @@ class Row:
         """A line of the table."""
         counts = (self.times, self.hit, self.lost, self.doubled, self.early, self.stuck)
         more = (self.left_over, self.redone, self.late, self.unmarked)
-        numbers = "".join(f"{number:9}" for number in (*counts, *more))
-        line = f"{self.fault:44}{numbers}  {spread(self.alive):>13}  {spread(self.settled):>13}"
+        numbers = "".join(f"{number:10}" for number in (*counts, *more))
+        line = f"{self.fault:42}{numbers}  {spread(self.alive):>13}  {spread(self.settled):>13}"
         return "\n    ".join([line, *self.errors])
 
     @property
@@ -186,8 +186,8 @@ class Row:
         """The table's first line."""
         counts = ("times", "hit", "lost", "doubled", "early", "stuck")
         more = ("left-over", "redone", "late", "unmarked")
-        names = "".join(f"{name:>9}" for name in (*counts, *more))
-        return f"{'fault':44}{names}  {'runs again s':>13}  {'settled s':>13}"
+        names = "".join(f"{name:>10}" for name in (*counts, *more))
+        return f"{'fault':42}{names}  {'runs again s':>13}  {'settled s':>13}"
 
 
 def spread(seconds: list[float]) -> str:
