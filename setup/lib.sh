@@ -243,6 +243,10 @@ build() {
     }
     rm -f "$log"
   fi
-  docker image prune --force \
-    --filter "label=com.docker.compose.project=$(setting COMPOSE_PROJECT_NAME)" >/dev/null
+  # The engine does that for one at a time and refuses others: then they go after the next build.
+  for _ in 1 2 3 4 5; do
+    docker image prune --force >/dev/null 2>&1 \
+      --filter "label=com.docker.compose.project=$(setting COMPOSE_PROJECT_NAME)" && break
+    sleep 1
+  done
 }

@@ -36,12 +36,12 @@ main() {
   fi
   if [ -n "$(setting TLS_HOST)" ]; then
     port_key=TLS_PORT
-    check_port proxy 8443 TLS_PORT 0.0.0.0
+    check_port proxy 8443 TLS_PORT
   else
     port_key=PREFECT_PORT
-    check_port server 4200 PREFECT_PORT 127.0.0.1
+    check_port server 4200 PREFECT_PORT
   fi
-  check_port upstream 8000 UPSTREAM_PORT 127.0.0.1
+  check_port upstream 8000 UPSTREAM_PORT
   if [ "$(port_of "$port_key")" = "$(port_of UPSTREAM_PORT)" ]; then
     failed "UPSTREAM_PORT" "another port than $port_key" "$(port_of UPSTREAM_PORT) for both" \
       "set another in $(settings_place)"
@@ -121,7 +121,7 @@ port_of() {
   printf '%s' "$port"
 }
 
-# check_port SERVICE INSIDE KEY ADDRESS: free, or held by this very stack.
+# check_port SERVICE INSIDE KEY: free, or held by this very stack, at whatever address.
 check_port() {
   port=$(port_of "$3")
   case $port in *[!0-9]* | '' | ??????*) number=0 ;; *) number=$port ;; esac
@@ -131,7 +131,7 @@ check_port() {
   fi
   if ! listening "$port"; then
     ok "port $port is free"
-  elif [ "$(docker compose port "$1" "$2" 2>/dev/null)" = "$4:$port" ]; then
+  elif docker compose port "$1" "$2" 2>/dev/null | grep -q ":$port\$"; then
     ok "port $port is this stack's"
   else
     failed "port $port" "free" "somebody listens there" \
