@@ -236,6 +236,9 @@ with warnings.catch_warnings():
                 NotAllowed: The gate refused the container.
             """
             configuration.env[TAKEN_BY] = taken_by(flow_run)
+            # By these it is found, cancelled and settled: not for a job variable to say.
+            configuration.labels[RUN_LABEL] = str(flow_run.id)
+            configuration.labels[WORKER_LABEL] = self.name
             self._watched.add(flow_run.id)
             try:
                 result = await DockerWorker.run(self, flow_run, configuration, task_status)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -206,6 +207,19 @@ def body_of(stack: Stack, **host: Any) -> dict[str, Any]:
     body: dict[str, Any] = json.loads(text)
     body["Labels"]["io.prefect.flow-run-id"] = str(uuid4())
     return body
+
+
+def test_a_run_can_t_pass_for_another(running: Stack) -> None:
+    """Who cancels that one would end this one's container, and let its own go on."""
+    other = str(uuid4())
+    labels = {"io.prefect.flow-run-id": other, "prefect.io/flow-run-id": other}
+    labels |= {"io.prefect.worker-name": "another"}
+    in_a_moment = datetime.now(UTC) + timedelta(seconds=15)
+    run = running.start(DAILY, job_variables={"labels": labels}, at=in_a_moment)
+    container = running.container(run)
+    form = '{{index .Config.Labels "io.prefect.worker-name"}}'
+    assert docker("inspect", "--format", form, container).startswith("worker-")
+    assert running.finished(run)["state_type"] == "COMPLETED"
 
 
 def test_the_worker_s_own_requests_are_held_to_the_same_rules(running: Stack) -> None:
