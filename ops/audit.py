@@ -554,7 +554,12 @@ def _(stack: Stack) -> list[str]:
     return when(said, f"{said} allowed")
 
 
-@rule(WHOLE, "-", "a flow container looked at", "make status")
+@rule(
+    WHOLE,
+    "-",
+    "a flow container looked at",
+    "make logs; or, for a deployment of docker-pool: make audit FLOW=flow/deployment",
+)
 def _(stack: Stack) -> list[str]:
     return when(not any(container.is_flow for container in stack.containers), "none")
 

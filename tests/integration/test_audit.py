@@ -216,6 +216,14 @@ def test_the_stack_and_a_flow_container_pass(stack: Stack, first_run: dict[str, 
     assert stack.finished(run)["state_type"] == "COMPLETED"
 
 
+def test_without_a_flow_container_the_rest_is_judged(
+    stack: Stack, first_run: dict[str, Any]
+) -> None:
+    output = stack.make("audit", "FLOW=cat-fact/on-demand", code=2)  # in fork-pool, so without one
+    assert "✗ - stack: expected a flow container looked at, found none" in output
+    assert re.search(r"a user that isn't root .+ pass", output)
+
+
 def test_an_unknown_flow_is_refused(stack: Stack, first_run: dict[str, Any]) -> None:
     output = stack.make("audit", "FLOW=nobody/knows", code=2)
     assert "found:    nobody/knows" in output
