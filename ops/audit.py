@@ -135,7 +135,8 @@ class Container:
         self.config: dict[str, Any] = self.facts["Config"]
         self.host: dict[str, Any] = self.facts["HostConfig"]
         labels = self.config["Labels"] or {}
-        self.is_flow = "io.prefect.flow-run-id" in labels
+        self.flow_run = labels.get("io.prefect.flow-run-id")
+        self.is_flow = self.flow_run is not None
         self.service = "" if self.is_flow else labels.get("com.docker.compose.service", "")
         # Does it do its work and end?
         one_off = labels.get("com.docker.compose.oneoff") == "True"
@@ -561,7 +562,8 @@ def _(stack: Stack) -> list[str]:
     "make logs; or, for a deployment of docker-pool: make audit FLOW=flow/deployment",
 )
 def _(stack: Stack) -> list[str]:
-    return when(not any(container.is_flow for container in stack.containers), "none")
+    run = stack.files["run"].strip()
+    return when(run not in {container.flow_run for container in stack.containers}, "none")
 
 
 @rule(WHOLE, "OWASP 9", "no known vulnerability, no old uv.lock", "uv lock --upgrade, make up")

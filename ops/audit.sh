@@ -59,6 +59,7 @@ flow_container() {
     [ -z "$id" ] || break
     sleep 1
   done
+  echo "$run" >"$work/run"
   [ -z "$id" ] || container "$id" # without one, a rule is broken
 }
 

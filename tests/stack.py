@@ -315,7 +315,7 @@ class Stack:
             output = self.run("docker", "compose", "--ansi", "never", *name.split()).stdout
             (folder / f"{name.split()[0]}.txt").write_text(output)
         try:
-            due = {"expected_start_time": {"before_": f"{datetime.now(UTC):%FT%TZ}"}}
+            due = {"expected_start_time": {"before_": datetime.now(UTC).isoformat()}}
             asked = {"flow_runs": due, "sort": "EXPECTED_START_TIME_DESC", "limit": 10}
             runs = self.api("POST", "/flow_runs/filter", asked)
             for run in runs:

@@ -17,8 +17,8 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -43,6 +43,7 @@ from tests.stack import Stack, docker, eventually
 FLOW = Path(__file__).with_name("ledger_flow.py")
 POOLS = ("docker", "fork")
 WORKERS = ("worker", "fork-worker")
+WITH_WORKER = ("fork",)  # whose flows go with their worker, where containers go on
 # From the first minute of a day on, so that the slots are whole multiples of the interval.
 ENTRY = """
   - name: {name}
@@ -169,9 +170,7 @@ class Row:
 
     def __str__(self) -> str:
         """A line of the table."""
-        counts = (self.times, self.hit, self.lost, self.doubled, self.early, self.stuck)
-        more = (self.left_over, self.redone, self.late, self.unmarked)
-        numbers = "".join(f"{number:10}" for number in (*counts, *more))
+        numbers = "".join(f"{getattr(self, count):10}" for count in COUNTS)
         line = f"{self.fault:42}{numbers}  {spread(self.alive):>13}  {spread(self.settled):>13}"
         return "\n    ".join([line, *self.errors])
 
@@ -184,10 +183,12 @@ class Row:
     @staticmethod
     def head() -> str:
         """The table's first line."""
-        counts = ("times", "hit", "lost", "doubled", "early", "stuck")
-        more = ("left-over", "redone", "late", "unmarked")
-        names = "".join(f"{name:>10}" for name in (*counts, *more))
+        names = "".join(f"{count:>10}" for count in COUNTS)
         return f"{'fault':42}{names}  {'runs again s':>13}  {'settled s':>13}"
+
+
+# A table's columns of numbers.
+COUNTS = [found.name for found in fields(Row) if found.type is int]
 
 
 def spread(seconds: list[float]) -> str:
@@ -274,8 +275,9 @@ class Campaign:
         """The ids of services' containers."""
         return self.stack.run("docker", "compose", "ps", "--quiet", *services).stdout.split()
 
-    def kill(self, *containers: str, pools: Sequence[str] = ()) -> None:
-        """SIGKILL for all processes of these containers; `pools` are those with flows in there."""
+    def kill(self, *containers: str) -> None:
+        """SIGKILL for all processes of these containers at once."""
+        pools = WITH_WORKER if set(containers) & {*self.containers("fork-worker")} else ()
         armed = [Armed(container) for container in containers]
         self.begins()
         with self.killing(*pools):
@@ -563,7 +565,7 @@ def _(c: Campaign) -> None:
 
     with contextlib.suppress(AssertionError):  # one that was killed never ends
         eventually("nothing is running", 10, look)
-    c.kill(*c.containers(*WORKERS), pools=["fork"])
+    c.kill(*c.containers(*WORKERS))
 
 
 @fault("workers killed between Pending and create", instant=True, quick=True)
@@ -582,7 +584,7 @@ def _(c: Campaign) -> None:
             cursor.execute(query)
             for (name,) in cursor.fetchall():
                 if name in armed:
-                    with c.killing(*(["fork"] if name == "fork" else [])):
+                    with c.killing(*{name} & {*WITH_WORKER}):
                         armed[name].fire()
                     fired.append(armed.pop(name))
                     c.begins()
@@ -595,13 +597,13 @@ def _(c: Campaign) -> None:
 @fault("workers killed mid-run", instant=True, quick=True)
 def _(c: Campaign) -> None:
     c.mid_run()
-    c.kill(*c.containers(*WORKERS), pools=["fork"])
+    c.kill(*c.containers(*WORKERS))
 
 
 @fault("workers killed during a burst of 10", instant=True)
 def _(c: Campaign) -> None:
     c.burst()
-    c.kill(*c.containers(*WORKERS), pools=["fork"])
+    c.kill(*c.containers(*WORKERS))
 
 
 @fault("workers cut off the network")
@@ -631,8 +633,7 @@ def _(c: Campaign) -> None:
 @fault("flow and workers killed together", instant=True)
 def _(c: Campaign) -> None:
     [run] = c.mid_run()["docker"]
-    # A forked run goes with its worker.
-    c.kill(c.stack.container(run), *c.containers(*WORKERS), pools=["fork"])
+    c.kill(c.stack.container(run), *c.containers(*WORKERS))  # a forked run goes with its worker
 
 
 @fault("flow out of memory", at_once=True, quick=True)
@@ -746,8 +747,7 @@ def _(c: Campaign) -> None:
     try:
         c.wrote("end", slots)
         time.sleep(NOTING_SECONDS)
-        flow = c.stack.container(runs["docker"][1])
-        c.kill(flow, *c.containers("fork-worker"), pools=["fork"])
+        c.kill(c.stack.container(runs["docker"][1]), *c.containers("fork-worker"))
     finally:
         c.compose("start", "server")
 
@@ -763,7 +763,7 @@ def _(c: Campaign) -> None:
     scale(c, 2 + c.repetition % 2)
     try:
         c.mid_run()
-        c.kill(*(c.containers(service)[0] for service in WORKERS), pools=["fork"])
+        c.kill(*(c.containers(service)[0] for service in WORKERS))
     finally:
         c._wait_for_beat(time.time())
         scale(c, 1)

@@ -152,7 +152,7 @@ def check(
         entries: The whole ledger; a line that was written twice counts once.
         runs: The runs that were due, and any others.
         containers: Those that exist now.
-        kills: What was killed of running flows.
+        kills: When running flows were killed.
 
     Returns:
         What isn't as it should be; of slots that weren't due, nothing is lost.
@@ -164,8 +164,8 @@ def check(
             starts[entry.slot].append(entry.at)
         elif entry.event == "end":
             ends[entry.slot][entry.execution] = entry
-    more = {slot: found for slot, found in ends.items() if len(found) > 1}
-    redone = [slot for slot, found in more.items() if killed_at_the_end(found.values(), kills)]
+    again = {slot: found for slot, found in ends.items() if len(found) > 1}
+    redone = [slot for slot, found in again.items() if killed_at_the_end(found.values(), kills)]
     due = sorted(set(slots))
     known = {run.id: run for run in runs}
     marked = {run.slot for run in known.values() if run.late}
@@ -176,7 +176,7 @@ def check(
     }
     return Verdict(
         lost=[slot for slot in due if slot not in ends],
-        doubled={slot: sorted(found) for slot, found in more.items() if slot not in redone},
+        doubled={slot: sorted(found) for slot, found in again.items() if slot not in redone},
         early={slot: slot.due - min(at) for slot, at in starts.items() if min(at) < slot.due},
         stuck=[run for run in known.values() if run.slot in due and run.state not in FINAL],
         left_over=[

@@ -301,6 +301,21 @@ def test_down_and_up_keep_history(stack: Stack, first_run: dict[str, Any]) -> No
     assert "everything is right" in stack.make("status")
 
 
+def test_up_closes_a_port_that_was_opened_to_all(stack: Stack, first_run: dict[str, Any]) -> None:
+    """As the audit says that it does."""
+    port = settings_of(stack.folder / ".env")["UPSTREAM_PORT"]
+    loose = stack.folder / "loose.yml"
+    loose.write_text(f"services: {{upstream: {{ports: !override ['0.0.0.0:{port}:8000']}}}}\n")
+    files = ("--file", "docker-compose.yml", "--file", loose.name)
+    opened = stack.run("docker", "compose", *files, "up", "--detach", "--wait", "upstream")
+    assert opened.returncode == 0, opened.stdout
+    loose.unlink()
+    published = ("docker", "compose", "port", "upstream", "8000")
+    assert stack.run(*published).stdout.strip() == f"0.0.0.0:{port}"
+    stack.make("up")
+    assert stack.run(*published).stdout.strip() == f"127.0.0.1:{port}"
+
+
 def test_env_is_private(stack: Stack) -> None:
     assert (stack.folder / ".env").stat().st_mode & 0o777 == 0o600
     assert (stack.folder / ".secrets").stat().st_mode & 0o777 == 0o700

@@ -223,6 +223,7 @@ def whole_stack(updates: str) -> Stack:
     """One that breaks no rule, with two images, of which Debian's updates are these."""
     found = stack(uv_lock=f'upload-time = "{datetime.now(UTC).isoformat()}"', filter="loaded")
     found.files |= {"modes": "", "advisories.json": "", "advisories.error": "no such host"}
+    found.files["run"] = "flow\n"  # as the container's label has it
     found.files |= {"updates": updates, "updates.error": "Pulling\nE: no mirror\nE: more\n"}
     found.files["networks.json"] = json.dumps([{"Name": "test_backend", "Internal": True}])
     found.containers = [container(found)]
@@ -263,6 +264,14 @@ def test_what_was_not_looked_at_does_not_pass(
         return
     assert row.endswith("not looked at" if told else "pass")
     assert f"rules, none broken, {2 if told else 1} not looked at: {told}OWASP 9 (no adv" in last
+
+
+def test_another_run_s_container_doesn_t_do() -> None:
+    found = whole_stack("")
+    (rule,) = [rule for rule in WHOLE if rule.what == "a flow container looked at"]
+    assert rule.wrong(found) == []
+    found.files["run"] = "another\n"
+    assert rule.wrong(found) == ["none"]
 
 
 def test_half_an_answer_is_no_answer() -> None:
