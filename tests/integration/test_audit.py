@@ -345,7 +345,7 @@ def opened_api(stack: Stack) -> Iterator[None]:
     loose = before.replace("PREFECT_SERVER_API_AUTH_STRING_FILE: ", "NOBODY_READS_THIS: ")
     loose = loose.replace('CSRF_PROTECTION_ENABLED: "true"', 'CSRF_PROTECTION_ENABLED: "false"')
     loose = loose.replace("CORS_ALLOWED_ORIGINS: *ui-url", 'CORS_ALLOWED_ORIGINS: "*"')
-    command = ["docker", "compose", "up", "--detach", "--wait", "--no-deps", "server"]
+    command = ["docker", "compose", "up", "--detach", "--wait", "server"]
     try:
         path.write_text(loose)
         assert stack.run(*command).returncode == 0
